@@ -1,0 +1,1 @@
+"""What the work is, in plain Python. Nothing in here knows Prefect."""
