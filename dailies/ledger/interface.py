@@ -1,0 +1,175 @@
+"""The ledger's contract: what a second store must keep to stand behind it.
+
+Rules for every implementation:
+- The store's clock is the only clock.
+- A method is one transaction, and what decides it is one conditional statement. Reading first and writing then is a
+  defect: a process can be frozen between the two.
+- A write made under a lease carries its fence; the statement itself refuses a fence that is no longer the current one.
+- A state change and its event are written together or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from dailies.errors import DailiesError
+from dailies.ledger.records import Call, Caps, Event, Job, JobRequest, JobState, Lease, Run, Unit
+
+
+class Leases(Protocol):
+    def acquire(self, resource: str, holder: str, ttl: float) -> Lease:
+        """Take a free or expired lease under a fence higher than any before; raise ``Held`` otherwise."""
+
+    def renew(self, lease: Lease, ttl: float) -> Lease:
+        """Prolong a lease that is still ours and not expired; raise ``Fenced`` otherwise."""
+
+    def release(self, lease: Lease) -> None:
+        """Give it back. ``Fenced`` when it is no longer ours, ``Missing`` when nobody ever leased the resource."""
+
+    def sweep(self) -> Sequence[Lease]:
+        """End every expired lease under a new fence, so that nothing names a dead holder; returns what it ended."""
+
+    def holder(self, resource: str) -> Lease | None:
+        """Who holds it now. For display alone: by the time it is read it may be over."""
+
+
+class Jobs(Protocol):
+    def submit(self, request: JobRequest, key: str = "", run_id: str = "") -> Job:
+        """Accept a request. Same key and request: the first answer; same key, another request: ``IdempotencyConflict``.
+
+        ``run_id`` says that this run is already there to work on it, so that nobody dispatches another one.
+        """
+
+    def get(self, job_id: str) -> Job: ...
+
+    def all(self, state: JobState | None = None, limit: int = 1000) -> Sequence[Job]: ...
+
+    def start(self, job_id: str, attempt: int, run_id: str, ttl: float) -> tuple[Job, Lease]:
+        """QUEUED → RUNNING by the run this attempt was given to, together with the job's lease."""
+
+    def done(self, lease: Lease, result: Any) -> Job: ...
+
+    def failed(self, lease: Lease, error: DailiesError, retry_in: float | None = None) -> Job:
+        """RUNNING → FAILED; or, with ``retry_in`` and attempts left, → QUEUED for the next attempt after that time."""
+
+    def paused(self, lease: Lease) -> Job:
+        """RUNNING → PAUSED, once the units in flight have ended."""
+
+    def cancel(self, job_id: str) -> Job:
+        """Final at once and from any state that is not: whatever the run still writes is refused by its fence."""
+
+    def pause(self, job_id: str) -> Job:
+        """QUEUED → PAUSED; a running job is told, and pauses at its next step."""
+
+    def resume(self, job_id: str) -> Job: ...
+
+    def control(self, lease: Lease) -> str:
+        """What the holder must do now: ``""``, ``"pause"`` or ``"cancel"``; ``Fenced`` if its lease is over."""
+
+    def recover(self) -> Sequence[Job]:
+        """RUNNING jobs whose lease expired → QUEUED as the next attempt, or FAILED when attempts are spent."""
+
+
+class Dispatch(Protocol):
+    def next(self, caps: Caps) -> Job | None:
+        """Claim the most urgent QUEUED job that fits a free slot: two dispatchers never get the same attempt."""
+
+    def ranked(self) -> Sequence[tuple[Job, int]]:
+        """What waits, most urgent first, with its priority at this moment."""
+
+    def unbound(self, older_than: float) -> Sequence[Job]:
+        """Claimed, but the dispatcher died before it wrote down a run."""
+
+    def bind(self, job_id: str, attempt: int, run_id: str) -> None: ...
+
+    def waiting(self, older_than: float) -> Sequence[Run]:
+        """Runs that were created and never started."""
+
+    def give_up(self, job_id: str, attempt: int, error: DailiesError | None = None) -> Job | None:
+        """A run that will never start: its job is QUEUED as the next attempt, or FAILED with ``error`` at once.
+
+        None: it did start after all.
+        """
+
+    def unshown(self) -> Sequence[Run]:
+        """Attempts that are over in the ledger while Prefect may still show them otherwise."""
+
+    def shown(self, job_id: str, attempt: int) -> None: ...
+
+
+class Units(Protocol):
+    def find(self, key: str) -> Unit | None:
+        """A finished unit of this content, whichever job made it."""
+
+    def begin(self, lease: Lease, key: str, step: str) -> Unit: ...
+
+    def complete(
+        self, lease: Lease, key: str, step: str, digest: str, result: Any, *, reused: bool = False
+    ) -> Unit: ...
+
+    def of(self, job_id: str) -> Sequence[Unit]: ...
+
+
+class Calls(Protocol):
+    def intend(self, lease: Lease, unit: str) -> Call:
+        """Write down that this unit is about to be submitted, before it is; returns a submission already known."""
+
+    def submitted(self, lease: Lease, unit: str, call_id: str) -> Call: ...
+
+    def ended(self, lease: Lease, unit: str, state: str) -> Call: ...
+
+    def orphans(self) -> Sequence[Call]:
+        """Calls not ended although their job is final: to be cancelled."""
+
+
+class Generations(Protocol):
+    def publish(self, lease: Lease, key: str) -> None:
+        """Make ``key`` the current one of the leased resource. An older fence can never come back on top."""
+
+    def current(self, resource: str) -> str | None: ...
+
+    def history(self, resource: str) -> Sequence[tuple[int, str]]: ...
+
+
+class Outbox(Protocol):
+    def emit(self, lease: Lease, kind: str, occasion: str, data: Mapping[str, Any]) -> None:
+        """An event of a running job that is no state change, fenced like one."""
+
+    def pending(self, limit: int = 100) -> Sequence[Event]: ...
+
+    def delivered(self, ids: Iterable[str]) -> None: ...
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until somebody commits something, at most ``timeout`` seconds."""
+
+    def of(self, job_id: str) -> Sequence[Event]: ...
+
+
+class Inbox(Protocol):
+    def accept(self, source: str, event_id: str) -> bool:
+        """True the first time only: the rule that makes effects happen once on top of at-least-once delivery."""
+
+
+class Tenants(Protocol):
+    def set_tier(self, tenant: str, tier: str) -> None: ...
+
+    def tier(self, tenant: str) -> str:
+        """``free``, ``premium`` or ``enterprise``; a tenant nobody described is ``free``."""
+
+
+class Ledger(Protocol):
+    leases: Leases
+    jobs: Jobs
+    dispatch: Dispatch
+    units: Units
+    calls: Calls
+    generations: Generations
+    outbox: Outbox
+    inbox: Inbox
+    tenants: Tenants
+
+    def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
+        """What must not be, by name of the rule, each with its offenders. All empty: the ledger is sound."""
+
+    def close(self) -> None: ...
