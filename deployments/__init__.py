@@ -1,0 +1,1 @@
+"""Where and when: what a Prefect server must know of us."""

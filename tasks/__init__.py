@@ -1,0 +1,1 @@
+"""The steps: each gives a function of ``dailies`` its name, retries, timeout and crash points."""

@@ -11,7 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from dailies.errors import DailiesError, Fenced, Held, Stopped, Transient
 from dailies.ledger.interface import Ledger
@@ -134,10 +141,11 @@ def acquire(
     ttl: float = TTL_S,
     wait: float = 0.0,
     blocked: Callable[[Held], None] = lambda held: None,
+    stopped: threading.Event | None = None,
 ) -> Lease:
     """Fail at once when ``wait`` is 0, else try again with jitter until that many seconds are over.
 
-    ``blocked`` is told once, the first time somebody else is there.
+    ``blocked`` is told once, the first time somebody else is there; ``stopped`` ends the waiting early.
     """
     try:
         return ledger.leases.acquire(resource, holder, ttl)
@@ -145,10 +153,12 @@ def acquire(
         blocked(held)
         if wait <= 0:
             raise
+    stopped = stopped or threading.Event()
     retrying = Retrying(
         retry=retry_if_exception_type(Held),
         wait=wait_random_exponential(multiplier=0.1, max=min(1.0, ttl)),
-        stop=stop_after_delay(wait),
+        stop=stop_after_delay(wait) | stop_when_event_set(stopped),
+        sleep=sleep_using_event(stopped),
         reraise=True,
     )
     return retrying(ledger.leases.acquire, resource, holder, ttl)

@@ -78,6 +78,9 @@ class Dispatch(Protocol):
     def ranked(self) -> Sequence[tuple[Job, int]]:
         """What waits, most urgent first, with its priority at this moment."""
 
+    def rank(self, job: Job) -> int:
+        """This job's priority at this moment."""
+
     def unbound(self, older_than: float) -> Sequence[Job]:
         """Claimed, but the dispatcher died before it wrote down a run."""
 
@@ -91,6 +94,9 @@ class Dispatch(Protocol):
 
         None: it did start after all.
         """
+
+    def jobs_of(self, run_id: str) -> Sequence[str]:
+        """The jobs that this flow run is the current attempt of: one or none."""
 
     def unshown(self) -> Sequence[Run]:
         """Attempts that are over in the ledger while Prefect may still show them otherwise."""
@@ -140,8 +146,11 @@ class Outbox(Protocol):
 
     def delivered(self, ids: Iterable[str]) -> None: ...
 
-    def wait(self, timeout: float) -> bool:
-        """Sleep until somebody commits something, at most ``timeout`` seconds."""
+    def mark(self) -> int:
+        """A mark to wait from: take it before looking, so that nothing committed meanwhile is slept through."""
+
+    def wait(self, mark: int, timeout: float) -> bool:
+        """Sleep until somebody commits something after the mark, at most ``timeout`` seconds."""
 
     def of(self, job_id: str) -> Sequence[Event]: ...
 
@@ -159,15 +168,32 @@ class Tenants(Protocol):
 
 
 class Ledger(Protocol):
-    leases: Leases
-    jobs: Jobs
-    dispatch: Dispatch
-    units: Units
-    calls: Calls
-    generations: Generations
-    outbox: Outbox
-    inbox: Inbox
-    tenants: Tenants
+    @property
+    def leases(self) -> Leases: ...
+
+    @property
+    def jobs(self) -> Jobs: ...
+
+    @property
+    def dispatch(self) -> Dispatch: ...
+
+    @property
+    def units(self) -> Units: ...
+
+    @property
+    def calls(self) -> Calls: ...
+
+    @property
+    def generations(self) -> Generations: ...
+
+    @property
+    def outbox(self) -> Outbox: ...
+
+    @property
+    def inbox(self) -> Inbox: ...
+
+    @property
+    def tenants(self) -> Tenants: ...
 
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         """What must not be, by name of the rule, each with its offenders. All empty: the ledger is sound."""

@@ -1,0 +1,1 @@
+"""Where bytes are kept: one interface, an implementation a file."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 
-from dailies.errors import DailiesError, TimedOut
+from dailies.errors import DailiesError, Missing, TimedOut
 from dailies.ledger.priority import priority
 from dailies.ledger.records import Caps, Job, Run
 from dailies.ledger.sqlite.database import Database
 from dailies.ledger.sqlite.jobs import announce, as_job, end_run
 
-WAITING = """
-    FROM jobs LEFT JOIN tenants USING (tenant)
-    WHERE state = 'QUEUED' AND available_at <= clock()
-      AND NOT EXISTS (SELECT 1 FROM runs WHERE job = jobs.id AND attempt = jobs.attempt)
-"""
+RANKED = "jobs LEFT JOIN tenants USING (tenant)"
+WAITING = """state = 'QUEUED' AND available_at <= clock()
+    AND NOT EXISTS (SELECT 1 FROM runs WHERE job = jobs.id AND attempt = jobs.attempt)"""
 ROOM = """(SELECT count(*) FROM slots_taken) < :total
     AND (SELECT count(*) FROM slots_taken AS taken WHERE taken.tenant = jobs.tenant) < :per_tenant"""
 
@@ -24,9 +23,17 @@ class SqliteDispatch:
         self._database = database
 
     def ranked(self) -> Sequence[tuple[Job, int]]:
-        rows = self._database.all(f"SELECT jobs.*, tier, clock() - created_at AS waited {WAITING}")
-        ranked = [(job := as_job(row), rank(job, row["tier"], row["waited"])) for row in rows]
+        rows = self._database.all(f"SELECT jobs.*, tier, clock() - created_at AS waited FROM {RANKED} WHERE {WAITING}")
+        ranked = [(job := as_job(row), of_row(job, row)) for row in rows]
         return sorted(ranked, key=lambda pair: (-pair[1], pair[0].created_at, pair[0].id))
+
+    def rank(self, job: Job) -> int:
+        row = self._database.one(
+            f"SELECT tier, clock() - created_at AS waited FROM {RANKED} WHERE jobs.id = :id", id=job.id
+        )
+        if row is None:
+            raise Missing(f"there is no job {job.id}")
+        return of_row(job, row)
 
     def next(self, caps: Caps) -> Job | None:
         # What is read here may be a moment old: it only spares hopeless claims. The claim is one statement that
@@ -107,6 +114,12 @@ class SqliteDispatch:
             announce(tx, job, recovery=True)
             return job
 
+    def jobs_of(self, run_id: str) -> Sequence[str]:
+        rows = self._database.all(
+            "SELECT id FROM jobs JOIN runs ON job = id AND runs.attempt = jobs.attempt WHERE run_id = :run", run=run_id
+        )
+        return [row["id"] for row in rows]
+
     def unshown(self) -> Sequence[Run]:
         return self._runs("WHERE ending IN ('crashed', 'cancelled') AND shown = 0")
 
@@ -119,5 +132,5 @@ class SqliteDispatch:
         return [Run(row["job"], row["attempt"], row["run_id"], row["created_at"], row["ending"]) for row in rows]
 
 
-def rank(job: Job, tier: str | None, waited: float) -> int:
-    return priority(tier, waited, boost=job.boost, base=job.base, aging=job.aging_rule)
+def of_row(job: Job, row: sqlite3.Row) -> int:
+    return priority(row["tier"], row["waited"], boost=job.boost, base=job.base, aging=job.aging_rule)

@@ -77,11 +77,13 @@ class SqliteOutbox:
             for event in ids:
                 tx.run("UPDATE outbox SET delivered = 1 WHERE id = :id", id=event)
 
-    def wait(self, timeout: float) -> bool:
+    def mark(self) -> int:
+        return self._database.version()
+
+    def wait(self, mark: int, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
-        seen = self._database.version()
         while time.monotonic() < deadline:
-            if self._database.version() != seen:
+            if self._database.version() != mark:
                 return True
             time.sleep(LOOK_S)
         return False

@@ -1,0 +1,95 @@
+"""A site is the set of connections that a flow runs against. ``local`` needs nothing registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect.blocks.core import Block
+from prefect.settings import get_current_settings
+from pydantic import Field, SecretStr
+
+from dailies.errors import NotConfigured
+from dailies.events.interface import Sink
+from dailies.events.prefect_api import PrefectEvents as HttpEvents
+from dailies.home import home
+from dailies.ledger.interface import Ledger
+from dailies.ledger.sqlite import SqliteLedger as EmbeddedLedger
+from dailies.store.interface import Store
+from dailies.store.local import LocalFolder as FolderStore
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    name: str
+    store: Store
+    ledger: Ledger
+    events: Sink | None
+
+
+class LocalFolder(Block):
+    """Objects as files below one folder."""
+
+    _block_type_name = "Dailies local folder"
+    _block_type_slug = "dailies-local-folder"
+
+    path: str = Field(default="", description="The folder that holds the objects. Empty: media/ in DAILIES_HOME.")
+
+    def open(self) -> Store:
+        return FolderStore(Path(self.path) if self.path else home() / "media")
+
+
+class SqliteLedger(Block):
+    """Jobs, units and leases in one SQLite file, for any number of processes on one machine."""
+
+    _block_type_name = "Dailies SQLite ledger"
+    _block_type_slug = "dailies-sqlite-ledger"
+
+    path: str = Field(default="", description="The database file. Empty: ledger.db in DAILIES_HOME.")
+
+    def open(self) -> Ledger:
+        return EmbeddedLedger(Path(self.path) if self.path else home() / "ledger.db")
+
+
+class PrefectEvents(Block):
+    """Events to a Prefect server."""
+
+    _block_type_name = "Dailies Prefect events"
+    _block_type_slug = "dailies-prefect-events"
+
+    api_url: str = Field(default="", description="The Prefect API. Empty: the one that the flow itself talks to.")
+    api_key: SecretStr | None = Field(default=None, description="Sent as a bearer token, where the API asks for one.")
+
+    def open(self) -> Sink | None:
+        """None while no API is known: events then wait in the outbox."""
+        api_url = self.api_url or get_current_settings().api.url
+        key = self.api_key or get_current_settings().api.key
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        return HttpEvents(api_url, headers) if api_url else None
+
+
+class Site(Block):
+    """Store, ledger and events together."""
+
+    _block_type_name = "Dailies site"
+    _block_type_slug = "dailies-site"
+
+    store: LocalFolder = Field(default_factory=LocalFolder, description="Where media and results are kept.")
+    ledger: SqliteLedger = Field(default_factory=SqliteLedger, description="Where jobs, units and leases are kept.")
+    events: PrefectEvents = Field(default_factory=PrefectEvents, description="Where events go.")
+
+    def open(self, name: str) -> OpenSite:
+        return OpenSite(name, self.store.open(), self.ledger.open(), self.events.open())
+
+
+def open_site(name: str = "local") -> OpenSite:
+    if name == "local":
+        return Site().open(name)
+    try:
+        site = Site.load(name)
+        assert isinstance(site, Site)
+    except ValueError as error:
+        raise NotConfigured(
+            f"there is no site {name!r}: save a 'Dailies site' block of that name in Prefect, or use site 'local'"
+        ) from error
+    return site.open(name)

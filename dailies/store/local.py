@@ -1,0 +1,71 @@
+"""Objects as files below one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dailies.canonical import CHUNK, digest, file_digest, write_atomically
+from dailies.errors import BadInput, Missing
+from dailies.store.interface import Artifact, Stored
+
+
+class LocalFolder:
+    """A file appears complete or not at all, and survives a power cut once ``put`` has returned."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, key: str, data: bytes) -> Artifact:
+        write_atomically(self._path(key), [data])
+        return Artifact(key, digest(data), len(data))
+
+    def put_file(self, key: str, path: Path) -> Artifact:
+        with path.open("rb") as file:
+            write_atomically(self._path(key), iter(lambda: file.read(CHUNK), b""))
+        return Artifact(key, file_digest(self._path(key)), self._path(key).stat().st_size)
+
+    def get(self, key: str) -> bytes:
+        with self.local(key) as path:
+            return path.read_bytes()
+
+    @contextmanager
+    def local(self, key: str) -> Iterator[Path]:
+        path = self._path(key)
+        if not path.is_file():
+            raise Missing(f"there is no object {key} in {self.root}")
+        yield path
+
+    def stat(self, key: str) -> Stored | None:
+        path = self._path(key)
+        return self._stored(path) if path.is_file() else None
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        folder = self._path(prefix)
+        files = [folder] if folder.is_file() else sorted(folder.rglob("*")) if folder.is_dir() else []
+        return (self._stored(path) for path in files if path.is_file() and not path.name.startswith("."))
+
+    def delete(self, prefix: str) -> int:
+        found = list(self.list(prefix))
+        for stored in found:
+            self._path(stored.key).unlink(missing_ok=True)
+        for folder in sorted(self._path(prefix).rglob("*"), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return len(found)
+
+    def holds(self, artifact: Artifact) -> bool:
+        path = self._path(artifact.key)
+        return path.is_file() and path.stat().st_size == artifact.size and file_digest(path) == artifact.sha256
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+            raise BadInput(f"{key!r} is no object key: it needs non-empty parts between its slashes, and no dots alone")
+        return self.root.joinpath(*parts)
+
+    def _stored(self, path: Path) -> Stored:
+        found = path.stat()
+        key = path.relative_to(self.root).as_posix()
+        return Stored(key, found.st_size, f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}")

@@ -1,0 +1,180 @@
+"""Our own Prefect server, for whoever has none: started by the first command that needs it, left for the next.
+
+A fresh server takes 10 to 20 s, so it stays. Every command that uses it holds a shared lock on ``clients.lock``; the
+server itself stops when it could hold the exclusive one for ten minutes: nobody was there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from dailies.canonical import canonical_json, write_atomically
+from dailies.errors import NotConfigured
+from dailies.home import home
+from services.environment import environment
+
+IDLE_S = float(os.environ.get("DAILIES_SERVER_IDLE_S", "600"))
+START_S = 120.0
+LOOK_S = 0.2
+
+_clients: IO[str] | None = None
+
+
+def folder() -> Path:
+    return home() / "prefect"
+
+
+def connect(port: int = 0) -> str:
+    """The API of the server that is configured, or of our own; from now on this process's Prefect uses it."""
+    url = configured()
+    if url:
+        if not healthy(url):
+            raise NotConfigured(f"the Prefect server at {url} does not answer: start it, or unset PREFECT_API_URL")
+        return url
+    use_own()
+    url = running() or start(port)
+    os.environ["PREFECT_API_URL"] = url
+    return url
+
+
+def configured() -> str:
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"]
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().api.url or ""
+
+
+def running() -> str:
+    """The address of our own server, if it is up."""
+    try:
+        url = str(json.loads((folder() / "server.json").read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return ""
+    return url if healthy(url) else ""
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def use_own() -> None:
+    """Hold the shared lock for as long as this process lives."""
+    global _clients
+    if _clients is None:
+        folder().mkdir(parents=True, exist_ok=True)
+        _clients = (folder() / "clients.lock").open("a")
+        fcntl.flock(_clients, fcntl.LOCK_SH)
+
+
+def start(port: int = 0) -> str:
+    with locked(folder() / "start.lock"):
+        if url := running():
+            return url  # somebody else was faster
+        (folder() / "server.json").unlink(missing_ok=True)
+        with (folder() / "server.log").open("ab") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "services.server", str(port)],
+                env=environment(PREFECT_HOME=str(folder()), PREFECT_LOGGING_SERVER_LEVEL="WARNING"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_S
+        while not (url := running()):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise NotConfigured(f"the Prefect server did not start: see {folder() / 'server.log'}")
+            time.sleep(LOOK_S)
+        return url
+
+
+def stop() -> bool:
+    """Stop our own server unless some other command still uses it."""
+    global _clients
+    if _clients is not None:
+        _clients.close()
+        _clients = None
+    with locked(folder() / "start.lock"), (folder() / "clients.lock").open("a") as clients:
+        if not try_exclusive(clients):
+            return False
+        try:
+            pid = int(json.loads((folder() / "server.json").read_text())["pid"])
+            if running():
+                os.kill(pid, signal.SIGTERM)
+        except (OSError, ValueError, KeyError):
+            return True
+        deadline = time.monotonic() + 15
+        while running() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        return not running()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def try_exclusive(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def serve(port: int) -> None:
+    """The server process: one process, so that one signal ends all of it."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_UI_API_URL"] = url
+    server = uvicorn.Server(uvicorn.Config(create_app(final=True), host="127.0.0.1", port=port, log_level="warning"))
+    threading.Thread(target=stop_when_idle, args=(server,), daemon=True).start()
+    write_atomically(folder() / "server.json", [canonical_json({"url": url, "pid": os.getpid()})])
+    try:
+        server.run()
+    finally:
+        (folder() / "server.json").unlink(missing_ok=True)
+
+
+def stop_when_idle(server: object) -> None:
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < IDLE_S:
+        time.sleep(min(5.0, IDLE_S / 4))
+        with (folder() / "clients.lock").open("a") as clients:
+            if not try_exclusive(clients):
+                quiet_since = time.monotonic()
+    server.should_exit = True  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

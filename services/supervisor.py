@@ -1,0 +1,76 @@
+"""The supervisor: a sweep every second, and events as soon as they are committed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import threading
+
+import httpx
+
+from blocks.site import OpenSite, open_site
+from dailies.errors import DailiesError, Held, Transient
+from dailies.events.relay import relay
+from dailies.ledger.holding import holding
+from dailies.ledger.records import Caps
+from tasks.supervision import sweep
+
+log = logging.getLogger("dailies.supervisor")
+SWEEP_S = 1.0
+IDLE_S = 1.0
+
+
+def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
+    relaying = threading.Thread(target=relay_events, args=(site, ended), name="relay")
+    relaying.start()
+    try:
+        while not ended.wait(SWEEP_S):
+            try:
+                sweep(site, caps)
+            except (DailiesError, httpx.HTTPError) as error:
+                log.warning("action=later error=%s", error or type(error).__name__)
+    finally:
+        ended.set()
+        relaying.join()
+
+
+def relay_events(site: OpenSite, ended: threading.Event) -> None:
+    """Woken by whoever commits. One supervisor relays at a time, so that a job's events leave in their order."""
+    me = f"{socket.gethostname()}:{os.getpid()}"
+    while not ended.is_set():
+        try:
+            with holding(site.ledger, "relay", me) as keeper:
+                while not (ended.is_set() or keeper.stopped.is_set()):
+                    mark = site.ledger.outbox.mark()
+                    if site.events is not None:
+                        relay(site.ledger, site.events)
+                    site.ledger.outbox.wait(mark, IDLE_S)
+        except Held:
+            ended.wait(IDLE_S)
+        except Transient as error:
+            log.warning("action=later error=%s", error)
+            ended.wait(IDLE_S)
+    site.ledger.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m services.supervisor", description=__doc__)
+    parser.add_argument("--site", default="local", help="the connections to use")
+    parser.add_argument("--slots", type=int, default=2, help="how many jobs may run at once")
+    parser.add_argument("--slots-per-tenant", type=int, default=2, help="how many of them for one tenant")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    log.info("action=start site=%s slots=%s", options.site, options.slots)
+    supervise(open_site(options.site), Caps(options.slots, options.slots_per_tenant), ended)
+    log.info("action=stop")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What makes a flow a job: registered in the ledger, leased while it runs, and ended there before Prefect hears of it.
+
+However it was started (dispatched by the supervisor, `prefect deployment run`, a schedule, the UI, a Python call), from
+then on it is like any other: when its worker dies, somebody else continues it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, State, flow, get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Crashed, Failed
+from pydantic import NonNegativeFloat
+from pydantic_core import to_jsonable_python
+
+from blocks.site import OpenSite, open_site
+from dailies.errors import BadInput, Conflict, DailiesError, Fenced, Held, NotConfigured, Stopped, Transient
+from dailies.ledger.holding import TTL_S, Keeper, acquire, give_back, keeping
+from dailies.ledger.records import Job, JobRequest, JobState, Lease
+from tasks._hooks import cancel_job
+
+RETRY_IN_S = 5.0
+PROGRESS_S = 2.0
+
+ARGUMENTS = """
+        site: The connections to use: 'local', or the name of a 'Dailies site' block.
+        patience_s: Seconds to wait while another run works on the same video; 0 fails at once.
+    """
+
+
+@dataclass
+class Working:
+    """A job in the hands of this run: what the steps are given."""
+
+    site: OpenSite
+    job: Job
+    lease: Lease
+    keeper: Keeper
+    video: Lease
+
+    def check(self) -> None:
+        """Raise if nothing new may be begun: canceled, paused, or not ours any more."""
+        self.keeper.check()
+
+    def progress(self, what: str) -> Callable[[float], None]:
+        """Shows itself in the UI only when the work takes long enough for somebody to wonder."""
+        return Progress(what)
+
+
+class Progress:
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._artifact: Any = None
+        self._next = time.monotonic() + PROGRESS_S
+
+    def __call__(self, part: float) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROGRESS_S
+        percent = round(100 * part, 1)
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(percent, description=self._what)
+        else:
+            update_progress_artifact(self._artifact, percent)
+
+
+def job_flow(name: str, subject: Callable[..., str], **options: Any) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
+    """Make ``function(job, **parameters)`` a flow of that name whose runs are jobs.
+
+    ``subject`` says from the parameters what is worked on; one run at a time has the lease on it. The flow gets two
+    more parameters: ``site`` and ``patience_s``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Flow[..., Any]:
+        @functools.wraps(function)
+        def body(**parameters: Any) -> Any:
+            return run_job(name, function, subject, parameters)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        extra = [
+            inspect.Parameter("site", inspect.Parameter.KEYWORD_ONLY, default="local", annotation=str),
+            inspect.Parameter("patience_s", inspect.Parameter.KEYWORD_ONLY, default=30.0, annotation=NonNegativeFloat),
+        ]
+        shown = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        body.__signature__ = inspect.Signature([*shown, *extra])  # type: ignore[attr-defined]
+        body.__doc__ = (function.__doc__ or "").rstrip() + ARGUMENTS
+        body.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shown, *extra)}
+        return flow(name=name, on_cancellation=[cancel_job], persist_result=False, **options)(body)
+
+    return decorate
+
+
+def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str], parameters: dict[str, Any]) -> Any:
+    own = {name: value for name, value in parameters.items() if name not in ("site", "patience_s")}
+    site = open_site(parameters["site"])
+    try:
+        job, lease = begin(kind, site, subject_of(subject, own), own["tenant"])
+    except BadInput as error:
+        return failed(error)
+    except Conflict as error:
+        return Crashed(name="Superseded", message=f"{error}; this run has nothing to do")
+    with keeping(site.ledger, TTL_S) as keeper:
+        keeper.add(lease)
+        try:
+            working = Working(site, job, lease, keeper, take_video(site, job, lease, keeper, parameters["patience_s"]))
+            try:
+                result = function(working, **own)
+            finally:
+                give_back(site.ledger, keeper, working.video)
+            keeper.drop(lease)
+            site.ledger.jobs.done(lease, result)
+            return result
+        except BaseException as error:
+            keeper.drop(lease)
+            state = end(site, lease, error)
+            if state is None:
+                raise
+            return state
+        finally:
+            site.ledger.close()
+
+
+def subject_of(subject: Callable[..., str], parameters: dict[str, Any]) -> str:
+    """A request too wrong to have a subject is still a job, so that its refusal is on record."""
+    try:
+        return subject(**parameters)
+    except BadInput:
+        return "invalid"
+
+
+def begin(kind: str, site: OpenSite, subject: str, tenant: str) -> tuple[Job, Lease]:
+    """The job this run was dispatched for, or a new one; leased and RUNNING."""
+    run_id = str(flow_run.id)
+    tags = dict(tag.split(":", 1) for tag in flow_run.tags if ":" in tag)
+    if "job" in tags and "attempt" in tags:
+        return site.ledger.jobs.start(tags["job"], int(tags["attempt"]), run_id, TTL_S)
+    context = FlowRunContext.get()
+    params = to_jsonable_python(context.parameters) if context and context.parameters else {}
+    target = f"{kind}/{deployment.name}" if deployment.name else ""
+    job = site.ledger.jobs.submit(JobRequest(tenant, kind, subject, params, target), key=run_id, run_id=run_id)
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(run_id), tags=[*flow_run.tags, f"job:{job.id}", f"attempt:{job.attempt}"])
+    return site.ledger.jobs.start(job.id, job.attempt, run_id, TTL_S)
+
+
+def take_video(site: OpenSite, job: Job, lease: Lease, keeper: Keeper, patience: float) -> Lease:
+    """One run at a time for a video. Whoever is in the way is on record: it is counted, not guessed."""
+
+    def blocked(held: Held) -> None:
+        get_run_logger().info("action=wait resource=%s held_by=%s patience_s=%s", held.resource, held.by, patience)
+        data = {"resource": held.resource, "held_by": held.by, "patience_s": patience}
+        site.ledger.outbox.emit(lease, "dailies.lease.blocked", str(job.attempt), data)
+
+    try:
+        video = acquire(
+            site.ledger, f"video:{job.subject}", lease.holder, TTL_S, patience, blocked, stopped=keeper.stopped
+        )
+    except Held:
+        keeper.check()  # told to stop while waiting is not the same as having waited in vain
+        raise
+    keeper.add(video)
+    return video
+
+
+def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None:
+    """Write down how this attempt ended; the state to show for it, or None where the error speaks for itself."""
+    jobs = site.ledger.jobs
+    try:
+        match error:
+            case Stopped(word="cancel"):
+                return Cancelled(message=str(error))
+            case Stopped():
+                jobs.paused(lease)
+                return Cancelled(name="Paused", message=str(error))
+            case Fenced():
+                return Crashed(name="Superseded", message=f"{error}; another attempt goes on")
+            case BadInput() | NotConfigured() | Held():
+                jobs.failed(lease, error)
+                return failed(error)
+            case KeyboardInterrupt():
+                jobs.cancel(lease.resource.removeprefix("job:"))
+                return None
+            case _:
+                reason = error if isinstance(error, DailiesError) else Transient(f"{type(error).__name__}: {error}")
+                job = jobs.failed(lease, reason, retry_in=RETRY_IN_S)
+                return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
+    except Conflict as late:
+        return Crashed(name="Superseded", message=str(late))
+
+
+def failed(error: DailiesError) -> State[Any]:
+    return Failed(name=type(error).__name__, message=str(error), data=error)
+
+
+def requeued(job: Job, error: DailiesError) -> State[Any]:
+    get_run_logger().error("action=requeue job=%s attempt=%s error=%s", job.id, job.attempt, error)
+    return Failed(name="Requeued", message=f"{error}; attempt {job.attempt} follows", data=error)

@@ -1,0 +1,90 @@
+"""The two units that every flow on a video begins with, and their publication."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+
+from dailies.canonical import canonical_json, digest
+from dailies.errors import Missing
+from dailies.media.keys import MediaKey
+from tasks._job import Working
+from tasks._step import Output, effect, in_child, work
+
+HOUR = 3600.0
+
+
+def upload(job: Working, media_key: str) -> str:
+    """The version of the uploaded object: it changes whenever the bytes do, so it keys the first unit."""
+    found = job.site.store.stat(str(MediaKey.parse(job.job.tenant, media_key)))
+    if found is None:
+        raise Missing(f"there is no upload {media_key}: put the file there first")
+    return found.version
+
+
+@work(version=1, timeout=4 * HOUR)
+def probe_media(job: Working, media_key: str, version: str, accept_damaged: bool) -> Output:
+    """Digest the file and decode all of it: what it promises and what it really holds, on one timeline."""
+    key = MediaKey.parse(job.job.tenant, media_key)
+    with job.site.store.local(media_key) as path:
+        probe = in_child(
+            job, probe_media, "dailies.media.isolated:probe_file", path=str(path), accept_damaged=accept_damaged
+        )
+    data = canonical_json(probe)
+    artifact = job.site.store.put(key.server("probe", f"{digest(data)}.json"), data)
+    return Output(facts={"sha256": probe["sha256"], "size": probe["size"]}, artifacts=(artifact,))
+
+
+@work(version=1, timeout=HOUR)
+def make_contact_sheet(job: Working, media_key: str, probe: Output) -> Output:
+    """Draw evenly spaced frames (a waveform where there is no picture): the same file gives the same bytes."""
+    key = MediaKey.parse(job.job.tenant, media_key)
+    described = job.site.store.get(probe.artifacts[0].key).decode()
+    with job.site.store.local(media_key) as path, tempfile.TemporaryDirectory() as folder:
+        png = Path(folder) / "sheet.png"
+        in_child(
+            job,
+            make_contact_sheet,
+            "dailies.media.isolated:contact_sheet_file",
+            path=str(path),
+            described=described,
+            out=str(png),
+        )
+        data = png.read_bytes()
+    artifact = job.site.store.put(key.client("contact-sheet", f"{digest(data)}.png"), data)
+    return Output(artifacts=(artifact,))
+
+
+@effect(timeout=60)
+def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) -> Output:
+    """Point the ledger at both files together. An older attempt can never point it back: the pointer is fenced."""
+    key = MediaKey.parse(job.job.tenant, media_key)
+    manifest = canonical_json({"probe": probe.to_json(), "contact_sheet": sheet.to_json()})
+    artifact = job.site.store.put(key.server("ingest", f"{digest(manifest)}.json"), manifest)
+    job.site.ledger.generations.publish(job.video, artifact.key)
+    return Output(artifacts=(artifact,))
+
+
+@effect(timeout=60)
+def show_media(job: Working, media_key: str, probe: Output, sheet: Output) -> Output:
+    """Show in the UI what was found. Showing it twice shows the newest."""
+    png = job.site.store.get(sheet.artifacts[0].key)
+    slug = f"contact-sheet-{digest(media_key)[:12]}"
+    create_image_artifact(
+        image_url="data:image/png;base64," + base64.b64encode(png).decode(),
+        key=slug,
+        description=f"Contact sheet of `{media_key}`",
+    )
+    create_markdown_artifact(facts_table(media_key, job, probe), key=f"media-{digest(media_key)[:12]}")
+    return Output(artifacts=sheet.artifacts)
+
+
+def facts_table(media_key: str, job: Working, probe: Output) -> str:
+    import json
+
+    described: dict[str, Any] = json.loads(job.site.store.get(probe.artifacts[0].key))
+    return f"### `{media_key}`\n\n```json\n{json.dumps(described, indent=2, sort_keys=True)}\n```\n"

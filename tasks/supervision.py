@@ -1,0 +1,157 @@
+"""One sweep over a site: what is lost is found again, what waits is started, what is over is shown as over.
+
+Any number of supervisors may sweep at the same time, and any of them may die between two lines: each decision is one
+conditional statement of the ledger, each call to Prefect can be made again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Crashed
+
+from blocks.site import OpenSite
+from dailies.errors import NotConfigured, Transient
+from dailies.events.relay import relay
+from dailies.ledger.priority import priority_tags
+from dailies.ledger.records import RECOVERED, Caps, Job, Run
+
+log = logging.getLogger("dailies.supervisor")
+START_GRACE_S = 60.0
+BIND_GRACE_S = 5.0
+
+
+@dataclass
+class Swept:
+    recovered: int = 0
+    failed: int = 0
+    leases_ended: int = 0
+    dispatched: int = 0
+    shown: int = 0
+    relayed: int = 0
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={count}" for name, count in asdict(self).items() if count) or "nothing to do"
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
+    """The ledger comes first and needs nobody else; where Prefect does not answer, the next sweep tries again."""
+    swept = Swept()
+    recover(site, swept)
+    with get_client(sync_client=True) as client:
+        parts: list[Callable[[], None]] = [
+            lambda: show_endings(site, client, swept),
+            lambda: chase_unstarted(site, client),
+            lambda: dispatch(site, client, caps or Caps(), swept),
+        ]
+        for part in parts:
+            guarded(part)
+    guarded(lambda: deliver(site, swept))
+    return swept
+
+
+def guarded(part: Callable[[], None]) -> None:
+    try:
+        part()
+    except (httpx.HTTPError, Transient) as error:
+        log.warning("action=later error=%s", error or type(error).__name__)
+
+
+def recover(site: OpenSite, swept: Swept) -> None:
+    for job in site.ledger.jobs.recover():
+        log.warning("action=recover job=%s attempt=%s state=%s message=%s", job.id, job.attempt, job.state, job.message)
+        if job.final:
+            swept.failed += 1
+        else:
+            swept.recovered += 1
+    swept.leases_ended += len(site.ledger.leases.sweep())
+
+
+def show_endings(site: OpenSite, client: SyncPrefectClient, swept: Swept) -> None:
+    """Attempts that ended in the ledger without their run being able to say so."""
+    for run in site.ledger.dispatch.unshown():
+        flow_run = find_run(client, run)
+        if flow_run is not None and not (flow_run.state and flow_run.state.is_final()):
+            client.set_flow_run_state(flow_run.id, ending(run), force=True)
+            log.info("action=show run=%s job=%s ending=%s", run.run_id, run.job, run.ending)
+            swept.shown += 1
+        site.ledger.dispatch.shown(run.job, run.attempt)
+
+
+def ending(run: Run) -> State[Any]:
+    if run.ending == "cancelled":
+        return Cancelled(message=f"Job {run.job} was canceled or paused")
+    return Crashed(message=f"The worker of job {run.job} stopped renewing its lease: {RECOVERED.lower()}")
+
+
+def find_run(client: SyncPrefectClient, run: Run) -> FlowRun | None:
+    """The flow run of this attempt, if it is ours to touch: top-level, and tagged with this very job."""
+    if not run.run_id:
+        return None
+    try:
+        flow_run = client.read_flow_run(UUID(run.run_id))
+    except ObjectNotFound:
+        return None
+    ours = not flow_run.parent_task_run_id and f"job:{run.job}" in flow_run.tags
+    return flow_run if ours else None
+
+
+def chase_unstarted(site: OpenSite, client: SyncPrefectClient) -> None:
+    """A run that ended, or was picked up by a worker that then died, before it could start its job.
+
+    A run that still waits for a worker is left to wait: another one would wait no less.
+    """
+    for run in site.ledger.dispatch.waiting(START_GRACE_S):
+        flow_run = find_run(client, run)
+        state = flow_run.state if flow_run else None
+        if state is None or state.is_final() or state.is_pending():
+            site.ledger.dispatch.give_up(run.job, run.attempt)
+            log.warning("action=give_up job=%s attempt=%s run=%s", run.job, run.attempt, run.run_id)
+
+
+def dispatch(site: OpenSite, client: SyncPrefectClient, caps: Caps, swept: Swept) -> None:
+    for claimed in site.ledger.dispatch.unbound(BIND_GRACE_S):
+        create_run(site, client, claimed)
+    while (job := site.ledger.dispatch.next(caps)) is not None:
+        create_run(site, client, job)
+        swept.dispatched += 1
+
+
+def create_run(site: OpenSite, client: SyncPrefectClient, job: Job) -> None:
+    """The idempotency key makes a second creation return the first run, so dying before ``bind`` costs nothing."""
+    try:
+        deployment = client.read_deployment_by_name(job.deployment)
+    except ObjectNotFound:
+        missing = NotConfigured(f"there is no deployment {job.deployment}: run `dailies up`, or deploy it")
+        site.ledger.dispatch.give_up(job.id, job.attempt, missing)
+        log.error("action=refuse job=%s error=%s", job.id, missing)
+        return
+    flow_run = client.create_flow_run_from_deployment(
+        deployment.id,
+        parameters={"site": site.name, **job.params},
+        tags=[f"job:{job.id}", f"attempt:{job.attempt}", *rank_tags(site, job)],
+        idempotency_key=f"job:{job.id}:{job.attempt}",
+    )
+    site.ledger.dispatch.bind(job.id, job.attempt, str(flow_run.id))
+    log.info("action=dispatch job=%s attempt=%s run=%s deployment=%s", job.id, job.attempt, flow_run.id, job.deployment)
+
+
+def rank_tags(site: OpenSite, job: Job) -> list[str]:
+    tier = site.ledger.tenants.tier(job.tenant)
+    return priority_tags(job.tenant, tier, site.ledger.dispatch.rank(job), job.aging_rule)
+
+
+def deliver(site: OpenSite, swept: Swept) -> None:
+    if site.events is not None:
+        swept.relayed += relay(site.ledger, site.events)
