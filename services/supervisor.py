@@ -9,10 +9,8 @@ import signal
 import socket
 import threading
 
-import httpx
-
 from blocks.site import OpenSite, open_site
-from dailies.errors import DailiesError, Held, Transient
+from dailies.errors import Held, Transient
 from dailies.events.relay import relay
 from dailies.ledger.holding import holding
 from dailies.ledger.records import Caps
@@ -28,10 +26,7 @@ def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
     relaying.start()
     try:
         while not ended.wait(SWEEP_S):
-            try:
-                sweep(site, caps)
-            except (DailiesError, httpx.HTTPError) as error:
-                log.warning("action=later error=%s", error or type(error).__name__)
+            sweep(site, caps)
     finally:
         ended.set()
         relaying.join()

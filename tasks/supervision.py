@@ -48,7 +48,7 @@ class Swept:
 def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
     """The ledger comes first and needs nobody else; where Prefect does not answer, the next sweep tries again."""
     swept = Swept()
-    recover(site, swept)
+    guarded(lambda: recover(site, swept))
     with get_client(sync_client=True) as client:
         parts: list[Callable[[], None]] = [
             lambda: show_endings(site, client, swept),
@@ -62,10 +62,13 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
 
 
 def guarded(part: Callable[[], None]) -> None:
+    """One bad row or a server that is away must not keep the other parts from their work."""
     try:
         part()
     except (httpx.HTTPError, Transient) as error:
-        log.warning("action=later error=%s", error or type(error).__name__)
+        log.warning("action=later error=%s", str(error) or type(error).__name__)
+    except Exception:
+        log.exception("action=later")
 
 
 def recover(site: OpenSite, swept: Swept) -> None:
@@ -97,11 +100,9 @@ def ending(run: Run) -> State[Any]:
 
 def find_run(client: SyncPrefectClient, run: Run) -> FlowRun | None:
     """The flow run of this attempt, if it is ours to touch: top-level, and tagged with this very job."""
-    if not run.run_id:
-        return None
     try:
         flow_run = client.read_flow_run(UUID(run.run_id))
-    except ObjectNotFound:
+    except (ObjectNotFound, ValueError):  # none yet, none any more, or one that is not Prefect's
         return None
     ours = not flow_run.parent_task_run_id and f"job:{run.job}" in flow_run.tags
     return flow_run if ours else None

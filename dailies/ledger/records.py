@@ -110,6 +110,7 @@ class Unit:
     state: str
     fence: int
     attempts: int
+    reuses: int
     digest: str
     result: Any
 

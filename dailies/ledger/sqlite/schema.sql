@@ -66,6 +66,7 @@ CREATE TABLE units (
     state       TEXT NOT NULL CHECK (state IN ('RUNNING', 'DONE', 'REUSED')),
     fence       INTEGER NOT NULL,
     attempts    INTEGER NOT NULL,                   -- how often the work was begun; reusing it is not beginning it
+    reuses      INTEGER NOT NULL DEFAULT 0,
     digest      TEXT NOT NULL DEFAULT '',
     result      TEXT NOT NULL DEFAULT 'null',
     updated_at  REAL NOT NULL,

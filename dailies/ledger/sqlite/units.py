@@ -21,6 +21,7 @@ def as_unit(row: sqlite3.Row) -> Unit:
         row["state"],
         row["fence"],
         row["attempts"],
+        row["reuses"],
         row["digest"],
         json.loads(row["result"]),
     )
@@ -74,16 +75,18 @@ class SqliteUnits:
                 lease,
                 "used to complete a unit",
                 f"""
-                INSERT INTO units (job, key, step, state, fence, attempts, digest, result, updated_at)
-                SELECT :job, :key, :step, :state, :fence, 0, :digest, :result, clock() WHERE {HELD}
+                INSERT INTO units (job, key, step, state, fence, attempts, reuses, digest, result, updated_at)
+                SELECT :job, :key, :step, :state, :fence, 0, :reused, :digest, :result, clock() WHERE {HELD}
                 ON CONFLICT (job, key) DO UPDATE
                     SET state = CASE WHEN units.state = 'DONE' THEN 'DONE' ELSE excluded.state END,
-                        fence = excluded.fence, digest = excluded.digest, result = excluded.result, updated_at = clock()
+                        fence = excluded.fence, reuses = units.reuses + excluded.reuses, digest = excluded.digest,
+                        result = excluded.result, updated_at = clock()
                 RETURNING *
                 """,
                 key=key,
                 step=step,
                 state="REUSED" if reused else "DONE",
+                reused=int(reused),
                 digest=digest,
                 result=canonical_json(result).decode(),
             )

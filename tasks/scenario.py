@@ -1,0 +1,203 @@
+"""The frame of every scenario: a place of its own, clean-up that always runs, universal checks, a verdict."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import State, get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+
+from dailies.errors import DailiesError, NotConfigured
+from dailies.home import home
+from dailies.ledger.holding import TTL_S
+from dailies.ledger.interface import Ledger
+from dailies.ledger.records import FINAL, Job
+from dailies.ledger.sqlite import SqliteLedger
+from dailies.scenarios.contenders import until
+from dailies.scenarios.journal import Check, Journal, expect
+from dailies.scenarios.leaks import no_files, no_processes
+from dailies.scenarios.processes import Child, Nursery
+from dailies.scenarios.verdict import Verdict, conclude
+from dailies.store.local import LocalFolder
+from tasks.verdict import final_state, publish_verdict
+
+Mode = Literal["quick", "full"]
+POOL_PREFIX = "scenario-"
+LEFTOVER_AGE = timedelta(days=1)
+KEPT_RUNS = 20
+ENDINGS = {f"dailies.job.{state.lower()}" for state in FINAL}
+SWEEP_S = 1.0
+
+
+class Scenario:
+    """What the parts of a scenario share. ``state`` is what its flow returns."""
+
+    state: State[Any]
+
+    def __init__(self, journal: Journal, place: Path, nursery: Nursery) -> None:
+        self.journal = journal
+        self.place = place
+        self.nursery = nursery
+        self.ledger = SqliteLedger(place / "ledger.db")
+        self.trial = SqliteLedger(place / "trial.db")  # for what no supervisor may meddle with
+        self.store = LocalFolder(place / "media")
+        self.pool = f"{POOL_PREFIX}{journal.run_id[:12]}"
+        self.over = threading.Event()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For children: the same Prefect, but a home of their own, so that nothing armed reaches a stranger."""
+        return {
+            "DAILIES_HOME": str(self.place),
+            "PREFECT_API_URL": api_url(),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+
+    def until(self, true: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        until(true, seconds, otherwise, self.over)
+
+    def log(self, name: str) -> Path:
+        path = self.place / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def deploy(self, flow: str, entrypoint: str, environment: Mapping[str, str]) -> str:
+        """A deployment on this scenario's own pool, whose runs get this environment; returns its full name."""
+        with get_client(sync_client=True) as client:
+            client.create_deployment(
+                flow_id=client.create_flow_from_name(flow),
+                name=self.pool,
+                entrypoint=entrypoint,
+                work_pool_name=self.pool,
+                job_variables={"env": {**self.environment, **environment}},
+            )
+        return f"{flow}/{self.pool}"
+
+    def worker(self, name: str) -> Child:
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--name", name]
+        return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
+
+    def supervisor(self, name: str = "supervisor") -> Child:
+        command = [sys.executable, "-m", "services.supervisor"]
+        return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
+
+
+@contextmanager
+def scenario(name: str, seed: int, parameters: Mapping[str, Any], preload: tuple[str, ...] = ()) -> Iterator[Scenario]:
+    """Whatever happens inside ends in a journal and a verdict; an error of the scenario's own is one of them."""
+    api_url()
+    journal = Journal(scenario=name, seed=seed, parameters=dict(parameters))
+    place = home() / "scenarios" / journal.run_id
+    place.mkdir(parents=True)
+    with ExitStack() as last, get_client(sync_client=True) as client:
+        nursery = last.enter_context(Nursery(preload))
+        run = Scenario(journal, place, nursery)
+        sweep_leftovers(client)
+        client.create_work_pool(WorkPoolCreate(name=run.pool, type="process"))
+        last.callback(delete_pool, client, run.pool)
+        try:
+            journal.steady("before", *sound(run, grace=0.0), no_processes(nursery))
+            yield run
+            journal.steady("after", *sound(run, grace=TTL_S + SWEEP_S), *nothing_lost(run), no_processes(nursery))
+        except Exception as error:  # noqa: BLE001 - a scenario that breaks is a verdict too
+            get_run_logger().exception("the scenario itself failed")
+            journal.error = one_line(error)
+        except BaseException:
+            shutil.rmtree(place)
+            raise
+        finally:
+            run.over.set()
+            nursery.cleanup()
+        journal.add(no_files(place / "media"))
+        run.ledger.close()
+        run.trial.close()
+    settle(run)
+
+
+def api_url() -> str:
+    """A scenario starts workers, which cannot reach the temporary server that a bare flow call would bring up."""
+    url = get_current_settings().api.url
+    if not url:
+        raise NotConfigured("a scenario needs a Prefect server: use `dailies scenario NAME`, or set PREFECT_API_URL")
+    return url
+
+
+def settle(run: Scenario) -> None:
+    verdict = conclude(run.journal)
+    if verdict is Verdict.PASSED:
+        shutil.rmtree(run.place)
+    else:
+        run.journal.artifact(run.place)
+    get_run_logger().info("action=verdict status=%s report=%s", verdict, run.journal.write(home()))
+    forget_old_runs(run.journal.scenario)
+    publish_verdict(run.journal)
+    run.state = final_state(run.journal)
+
+
+def sound(run: Scenario, grace: float) -> list[Check]:
+    """Every rule of the ledger's audit: states match leases and events, references and pages are whole."""
+    fix = "see dailies/ledger/sqlite/audit.py for the rule, and the ledger in the scenario's folder for the rows"
+    return [
+        expect(f"{name}: no {rule}", found, [], fix)
+        for name, ledger in (("ledger", run.ledger), ("trial ledger", run.trial))
+        for rule, found in ledger.audit(grace).items()
+    ]
+
+
+def nothing_lost(run: Scenario) -> list[Check]:
+    """Call when all work has ended: what was accepted must have come to an end, and no effect happened twice."""
+    accepted = [(ledger, job) for ledger in (run.ledger, run.trial) for job in ledger.jobs.all(limit=100_000)]
+    unfinished = [f"{job.id} is {job.state}" for _, job in accepted if not job.final]
+    twice = [fault for ledger, job in accepted if (fault := effects_twice(ledger, job))]
+    return [
+        expect("no accepted job lost", unfinished, [], "look for its run in Prefect, and at the supervisor's log"),
+        expect("no effect twice", twice, [], "record a unit and a state in the one fenced statement that decides it"),
+    ]
+
+
+def effects_twice(ledger: Ledger, job: Job) -> str:
+    """A job ends once; and an attempt that died may cost the one unit that it was in, never a finished one."""
+    ends = [event for event in ledger.outbox.of(job.id) if event.type in ENDINGS]
+    redone = sum(max(unit.attempts - 1, 0) for unit in ledger.units.of(job.id))
+    if len(ends) > 1:
+        return f"job {job.id} ended {len(ends)} times"
+    return f"job {job.id} redid {redone} units in {job.crashes} crashes" if redone > job.crashes else ""
+
+
+def sweep_leftovers(client: SyncPrefectClient) -> None:
+    """Pools of scenarios that were killed: only those older than any scenario may run."""
+    for pool in client.read_work_pools():
+        old = pool.created and datetime.now(UTC) - pool.created > LEFTOVER_AGE
+        if pool.name.startswith(POOL_PREFIX) and old:
+            delete_pool(client, pool.name)
+
+
+def delete_pool(client: SyncPrefectClient, name: str) -> None:
+    try:
+        client.delete_work_pool(name)
+    except ObjectNotFound:
+        return
+
+
+def forget_old_runs(scenario: str) -> None:
+    runs = sorted((home() / "runs" / scenario).glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    for report in runs[:-KEPT_RUNS]:
+        shutil.rmtree(report.parent)
+        shutil.rmtree(home() / "scenarios" / report.parent.name, ignore_errors=True)
+
+
+def one_line(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    said = str(error) if isinstance(error, DailiesError) else f"{type(error).__name__}: {error}"
+    return f"{said.splitlines()[0] if said else type(error).__name__} ({Path(where.filename).name}:{where.lineno})"
