@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,7 @@ import httpx
 from dailies.canonical import canonical_json, write_atomically
 from dailies.errors import NotConfigured
 from dailies.home import home
-from services.environment import environment
+from services.environment import SETTINGS, environment
 
 IDLE_S = float(os.environ.get("DAILIES_SERVER_IDLE_S", "600"))
 START_S = 120.0
@@ -40,6 +40,7 @@ def folder() -> Path:
 
 def connect(port: int = 0) -> str:
     """The API of the server that is configured, or of our own; from now on this process's Prefect uses it."""
+    apply_settings(SETTINGS)
     url = configured()
     if url:
         if not healthy(url):
@@ -47,8 +48,19 @@ def connect(port: int = 0) -> str:
         return url
     use_own()
     url = running() or start(port)
-    os.environ["PREFECT_API_URL"] = url
+    apply_settings({"PREFECT_API_URL": url})
     return url
+
+
+def apply_settings(settings: Mapping[str, str]) -> None:
+    """Prefect reads its settings when it is imported, which may have been before."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+
+    refresh_global_settings_context()
+    setup_logging()
 
 
 def configured() -> str:

@@ -35,11 +35,12 @@ RESCUE_S = 20.0
 CRASH_POINT = "probe_media:committed"
 
 
-def part(name: str, timeout: float) -> Callable[[Callable[..., Any]], Any]:
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False, timeout_seconds=timeout)
+def part(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """No timeout of Prefect's: it cannot interrupt a thread. Every wait in a part has its own."""
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False)
 
 
-@part("race-for-one-lease", timeout=600)
+@part("race-for-one-lease")
 def race(run: Scenario, contenders_count: int, rounds: int, ttl: float) -> None:
     """Many processes, one lease: never two inside, everyone served."""
     log = run.place / "race.jsonl"
@@ -59,7 +60,7 @@ def race(run: Scenario, contenders_count: int, rounds: int, ttl: float) -> None:
     run.journal.metric("race_longest_wait_s", found.longest_wait)
 
 
-@part("kill-the-holder", timeout=600)
+@part("kill-the-holder")
 def kill_the_holder(run: Scenario, times: int, ttl: float) -> None:
     """A killed holder's lease is another's within ttl + sweep."""
     run.journal.fault("holder killed")
@@ -92,7 +93,7 @@ def entered(log: Path, who: str) -> bool:
     return log.exists() and any(event.who == who and event.what == "enter" for event in read_history(log).events)
 
 
-@part("freeze-and-revive", timeout=1200)
+@part("freeze-and-revive")
 def freeze_and_revive(run: Scenario, trials: int, ttl: float) -> None:
     """A holder frozen past its ttl and revived can write nothing; a careless one, written on purpose, can."""
     run.journal.fault("holder frozen past its ttl")
@@ -181,7 +182,7 @@ def told(run: Scenario, path: Path, number: int) -> dict[str, Any]:
     return line
 
 
-@part("keep-while-busy", timeout=600)
+@part("keep-while-busy")
 def keep_while_busy(run: Scenario, ttl: float, ttls: int = 10) -> None:
     """A healthy holder keeps its lease for ten ttls, with a blocked event loop and a busy thread as well."""
     outs = {how: run.place / f"busy-{how.replace(' ', '-')}.json" for how in contenders.WORK}
@@ -216,7 +217,7 @@ def steal(run: Scenario, resource: str) -> bool:
     return True
 
 
-@part("refuse-misuse", timeout=60)
+@part("refuse-misuse")
 def refuse_misuse(run: Scenario) -> None:
     """Wrong uses of a lease get a typed error and change nothing."""
     codes = contenders.misuses(run.trial)
@@ -226,7 +227,7 @@ def refuse_misuse(run: Scenario) -> None:
     run.journal.expect("misuse: an expired lease is cleaned up", swept, ["gone"])
 
 
-@part("two-flows-one-video", timeout=900)
+@part("two-flows-one-video")
 def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: int) -> dict[str, Any]:
     """One runs; the others fail at once or wait their turn, as they were told. Ordinary load blocks nobody."""
     clip, working = upload(run, "shared"), run.place / "working.jsonl"
@@ -282,7 +283,7 @@ def blocked(run: Scenario, key: str) -> int:
     return sum(event.type == "dailies.lease.blocked" for event in events)
 
 
-@part("recover-ingest", timeout=300)
+@part("recover-ingest")
 def recover_ingest(run: Scenario) -> dict[str, Any]:
     """A worker killed between two units: the supervisor gives the job to another, which redoes nothing finished."""
     fault, log = "worker killed between two units", run.place / "crash.jsonl"

@@ -344,7 +344,7 @@ def _present(content: Mapping[str, Any], name: str) -> bool:
 
 
 def _typed(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         raise BadInput(f"its {name!r} is a {type(value).__name__}")
     return value
 

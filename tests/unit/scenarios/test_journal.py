@@ -231,3 +231,9 @@ def test_the_commit_is_that_of_the_source_and_says_when_it_was_edited(tmp_path):
     commit.cache_clear()
     assert commit(source) == git("rev-parse", "HEAD") + "-dirty"
     commit.cache_clear()
+
+
+def test_a_check_that_compares_truth_values_can_be_read_back(tmp_path: Path) -> None:
+    journal = Journal(scenario="truth")
+    journal.expect("it is so", False, False)
+    assert read(journal.write(tmp_path)).checks == journal.checks

@@ -1,0 +1,88 @@
+"""The command line. Nothing heavy is imported before a command needs it: `dailies --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dailies.errors import DailiesError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prefect flows for video and audio, and the scenarios that break them on purpose.",
+)
+
+
+def say(line: str) -> None:
+    typer.echo(line)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Where the Prefect server listens, if we start it.")] = 4200,
+    slots: Annotated[int, typer.Option(min=1, help="How many jobs may run at once.")] = 2,
+) -> None:
+    """Start server, deployments, worker and supervisor; Ctrl-C stops all of them."""
+    from services.up import up as start
+
+    start(say, port, slots)
+
+
+@app.command()
+def scenario(
+    name: Annotated[str, typer.Argument(help="Which one, for example lock-contention.")],
+    mode: Annotated[str, typer.Option(help="quick or full")] = "quick",
+    seed: Annotated[int | None, typer.Option(help="Drives every random choice.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option("-p", metavar="KEY=VALUE", help="Any parameter.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Copy the journal to this file.")] = None,
+) -> None:
+    """Break something on purpose and judge what came of it.
+
+    Exit status: 0 passed, 1 violated, 2 error, 3 inconclusive, 4 skipped.
+    """
+    from services.scenarios import run
+
+    options = {"mode": mode} | ({} if seed is None else {"seed": str(seed)})
+    sys.exit(run(name, options, parameter or [], report, say))
+
+
+@app.command()
+def doctor(
+    site: Annotated[str, typer.Option(help="Which site's connections to try.")] = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at everything that has to be right, and say what is not and how to mend it."""
+    from services.doctor import run
+
+    sys.exit(run(site, as_json))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="Length of the clip that it makes.")] = 12,
+) -> None:
+    """Make a clip, ingest it as a job, kill its worker in the middle, and show what came of it."""
+    from services.demo import run
+
+    sys.exit(run(seconds, say))
+
+
+def main() -> None:
+    """Bad input ends in one line that says what is wrong, never in a traceback."""
+    try:
+        app()
+    except DailiesError as error:
+        typer.echo(f"dailies: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("dailies: stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
