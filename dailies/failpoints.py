@@ -8,8 +8,9 @@
     stop        SIGSTOP to this process      sleep(s)    a delay
     hang        sleep for ever               lose_reply  the work is done, and ``TimedOut`` is reported
 
-Passages are counted over all processes in the locked file ``DAILIES_FAILPOINTS_LOG``. A point writes what it is about
-to do there, and syncs it, before it does it: so the file is proof that the fault happened. It acts once for each file.
+Passages are counted over all processes in the locked file ``DAILIES_FAILPOINTS_LOG`` (default: failpoints.jsonl in
+DAILIES_HOME). A point writes what it is about to do there, and syncs it, before it does it: so the file is proof that
+the fault happened. It acts once for each file.
 Nothing armed costs one look into an empty dictionary.
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dailies.errors import BadInput, Injected, TimedOut
+from dailies.home import home
 
 SPEC = "DAILIES_FAILPOINTS"
 LOG = "DAILIES_FAILPOINTS_LOG"
@@ -46,6 +48,8 @@ def parse(spec: str) -> dict[str, Arming]:
         match = PART.fullmatch(part)
         if match is None or match["action"] not in ACTIONS or (match["action"] == "sleep") != bool(match["seconds"]):
             raise BadInput(f"failpoint {part!r} is not name[#hit]=action with one of {', '.join(ACTIONS)}")
+        if match["name"] in armed:
+            raise BadInput(f"failpoint {match['name']} is armed twice: one of the two would be forgotten")
         armed[match["name"]] = Arming(
             match["name"], int(match["hit"] or 1), match["action"], float(match["seconds"] or 0)
         )
@@ -53,7 +57,7 @@ def parse(spec: str) -> dict[str, Arming]:
 
 
 _armed = parse(os.environ.get(SPEC, ""))
-_log = Path(os.environ.get(LOG, ""))
+_log = Path(os.environ.get(LOG) or home() / "failpoints.jsonl")
 
 
 def arm(spec: str, log: Path) -> None:

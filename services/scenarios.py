@@ -34,8 +34,8 @@ def run(
     given = {**options, **dict(pair_of(pair) for pair in pairs)}
     flow = load(name)
     parameters = checked(flow, given)
-    with ticking("starting the Prefect server"):
-        url = server.connect()
+    with ticking("looking for a Prefect server, or starting one"):
+        url = server.connect(quiet=True)
     before = time.time()
     with ticking(f"{name}: see it at {url.removesuffix('/api')}/runs"):
         state = flow(**parameters, return_state=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import psutil
 
 from dailies.canonical import canonical_json, write_atomically
 from dailies.errors import NotConfigured
@@ -29,6 +29,7 @@ from services.environment import SETTINGS, environment
 
 IDLE_S = float(os.environ.get("DAILIES_SERVER_IDLE_S", "600"))
 START_S = 120.0
+STOP_S = 15.0
 LOOK_S = 0.2
 
 _clients: IO[str] | None = None
@@ -38,9 +39,12 @@ def folder() -> Path:
     return home() / "prefect"
 
 
-def connect(port: int = 0) -> str:
-    """The API of the server that is configured, or of our own; from now on this process's Prefect uses it."""
-    apply_settings(SETTINGS)
+def connect(port: int = 0, quiet: bool = False) -> str:
+    """The API of the server that is configured, or of our own; from now on this process's Prefect uses it.
+
+    ``quiet`` keeps Prefect's log off the terminal; the UI has it all the same.
+    """
+    apply_settings({**SETTINGS, **({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"} if quiet else {})})
     url = configured()
     if url:
         if not healthy(url):
@@ -128,15 +132,21 @@ def stop() -> bool:
         if not try_exclusive(clients):
             return False
         try:
-            pid = int(json.loads((folder() / "server.json").read_text())["pid"])
-            if running():
-                os.kill(pid, signal.SIGTERM)
-        except (OSError, ValueError, KeyError):
+            server = psutil.Process(int(json.loads((folder() / "server.json").read_text())["pid"]))
+        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
             return True
-        deadline = time.monotonic() + 15
-        while running() and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
-        return not running()
+        if "services.server" in server.cmdline():  # a stale file may name a process that is somebody else's by now
+            end(server)
+        return True
+
+
+def end(server: psutil.Process) -> None:
+    server.terminate()
+    try:
+        server.wait(STOP_S)
+    except psutil.TimeoutExpired:
+        server.kill()
+        server.wait(STOP_S)
 
 
 @contextmanager
@@ -163,12 +173,12 @@ def free_port() -> int:
 
 def serve(port: int) -> None:
     """The server process: one process, so that one signal ends all of it."""
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_SERVER_UI_API_URL"] = url  # before the import, which reads it: or the UI asks port 4200
     import uvicorn
     from prefect.server.api.server import create_app
 
-    port = port or free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    os.environ["PREFECT_UI_API_URL"] = url
     server = uvicorn.Server(uvicorn.Config(create_app(final=True), host="127.0.0.1", port=port, log_level="warning"))
     threading.Thread(target=stop_when_idle, args=(server,), daemon=True).start()
     write_atomically(folder() / "server.json", [canonical_json({"url": url, "pid": os.getpid()})])

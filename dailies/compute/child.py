@@ -28,6 +28,10 @@ from dailies.errors import DailiesError, TimedOut, Transient
 LOOK_S = 0.1
 
 
+class TooLate(Exception):
+    """Our own deadline: not to be confused with a ``TimedOut`` that the function itself reports."""
+
+
 def run_in_child(
     function: str,
     *,
@@ -49,8 +53,8 @@ def run_in_child(
         child.stdin.write(json.dumps(arguments).encode() + b"\n")
         child.stdin.flush()
         return converse(child, child.stdout, time.monotonic() + timeout, stopped or threading.Event(), progress)
-    except TimedOut:
-        raise TimedOut(f"{function} did not end within {timeout:.0f} s and was stopped") from None
+    except TooLate:
+        raise TimedOut(f"{function} did not end within {timeout:g} s and was stopped") from None
     finally:
         end_group(child)
 
@@ -67,7 +71,7 @@ def converse(
         if "progress" in said:
             progress(said["progress"])
         elif "error" in said:
-            raise by_code(said["error"])(said["message"])
+            raise rebuilt(by_code(said["error"]), said["message"])
         else:
             return said["result"]
     raise Transient(f"the process that ran it ended without an answer (exit status {child.wait()})")
@@ -82,7 +86,7 @@ def lines(out: IO[bytes], deadline: float, stopped: threading.Event) -> Any:
             if stopped.is_set():
                 raise Transient("stopped")
             if time.monotonic() > deadline:
-                raise TimedOut("too late")
+                raise TooLate
             if not selector.select(LOOK_S):
                 continue
             data = os.read(out.fileno(), 1 << 16)
@@ -102,6 +106,13 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
             if pipe is not None:
                 pipe.close()
         child.wait()
+
+
+def rebuilt(kind: type[DailiesError], message: str) -> DailiesError:
+    """Not by its constructor, which may ask for more than the message that came over."""
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
 
 
 def by_code(code: str) -> type[DailiesError]:
@@ -132,8 +143,9 @@ def say(answers: IO[str], what: dict[str, Any]) -> None:
 
 
 def leave_with_parent() -> None:
+    """With the whole group: what the work started must not outlive it either."""
     sys.stdin.read()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ class Keeper:
                 continue  # the ledger is busy; there are two more tries before the lease expires
             except DailiesError as error:
                 self._stop(error)
+            except Exception as error:  # noqa: BLE001 - a keeper that dies unheard leaves work without a lease
+                self._stop(DailiesError(f"the lease could not be kept: {error}"))
         self._ledger.close()
 
     def _listen(self) -> None:

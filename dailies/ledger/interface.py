@@ -147,10 +147,11 @@ class Outbox(Protocol):
     def delivered(self, ids: Iterable[str]) -> None: ...
 
     def mark(self) -> int:
-        """A mark to wait from: take it before looking, so that nothing committed meanwhile is slept through."""
+        """A mark for this thread to wait from: take it before looking, so that nothing committed by others
+        meanwhile is slept through."""
 
     def wait(self, mark: int, timeout: float) -> bool:
-        """Sleep until somebody commits something after the mark, at most ``timeout`` seconds."""
+        """Sleep until somebody else commits something after the mark, at most ``timeout`` seconds."""
 
     def of(self, job_id: str) -> Sequence[Event]: ...
 

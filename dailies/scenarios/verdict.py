@@ -94,8 +94,8 @@ def _checks(count: int) -> str:
 
 
 def check_table(journal: Journal) -> list[dict[str, str]]:
-    """One row a check, the failed ones first."""
-    rows = sorted(journal.every_check(), key=lambda row: row[1].passed is True)
+    """One row a check: the failed ones first, then what the scenario is about, then the steady state around it."""
+    rows = sorted(journal.every_check(), key=lambda row: (row[1].passed is True, row[0] != "run"))
     return [
         {
             "result": "passed" if check.passed is True else "FAILED",

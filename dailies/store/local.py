@@ -61,8 +61,8 @@ class LocalFolder:
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
-            raise BadInput(f"{key!r} is no object key: it needs non-empty parts between its slashes, and no dots alone")
+        if any(not part or part.startswith(".") or "\0" in part or "\\" in part for part in parts):
+            raise BadInput(f"{key!r} is no object key: its parts must not be empty nor begin with a dot")
         return self.root.joinpath(*parts)
 
     def _stored(self, path: Path) -> Stored:

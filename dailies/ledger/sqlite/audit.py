@@ -8,7 +8,8 @@ RULES = {
     "running without a live lease": """
         SELECT id FROM jobs WHERE state = 'RUNNING' AND NOT EXISTS (
             SELECT 1 FROM leases
-            WHERE resource = 'job:' || id AND holder IS NOT NULL AND expires_at > clock() - :grace)""",
+            WHERE resource = 'job:' || id AND expires_at > clock() - :grace
+                AND (holder IS NOT NULL OR expires_at <= clock()))""",  # a sweep may come before recover()
     "lease of a job that is not running": """
         SELECT resource FROM leases JOIN jobs ON resource = 'job:' || id
         WHERE holder IS NOT NULL AND state != 'RUNNING'""",

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dailies.errors import DailiesError, NotConfigured, Transient
+from dailies.errors import DailiesError, Missing, NotConfigured, Transient
 
 SCHEMA_VERSION = 1
 BUSY_S = 15.0
@@ -46,10 +46,11 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield Transaction(connection)
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # on a full disk SQLite may have ended it by itself
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
 
     def version(self) -> int:
         """A number that changes whenever another connection commits."""
@@ -135,6 +136,10 @@ def typed_errors(path: Path) -> Iterator[None]:
             raise Transient(f"the ledger {path} cannot take a write now: {text}") from error
         if "unable to open" in text or "readonly" in text:
             raise NotConfigured(f"the ledger {path} cannot be opened for writing: {text}") from error
+        raise
+    except sqlite3.IntegrityError as error:
+        if "FOREIGN KEY" in str(error):
+            raise Missing(f"the ledger {path} has no such job to write under") from error
         raise
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or "not a database" in str(error):

@@ -116,7 +116,9 @@ class SqliteDispatch:
 
     def jobs_of(self, run_id: str) -> Sequence[str]:
         rows = self._database.all(
-            "SELECT id FROM jobs JOIN runs ON job = id AND runs.attempt = jobs.attempt WHERE run_id = :run", run=run_id
+            """SELECT id FROM jobs JOIN runs ON job = id AND runs.attempt = jobs.attempt
+               WHERE run_id = :run AND run_id != ''""",
+            run=run_id,
         )
         return [row["id"] for row in rows]
 

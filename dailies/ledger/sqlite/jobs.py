@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sqlite3
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from dailies.ledger.records import (
     job_resource,
 )
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.leases import HELD, free, held, over, take
+from dailies.ledger.sqlite.leases import HELD, free, held, holds, over, take
 from dailies.ledger.sqlite.messages import write_event
 
 MAX_ERROR = 2000
@@ -117,17 +118,22 @@ class SqliteJobs:
             return job, lease
 
     def done(self, lease: Lease, result: Any) -> Job:
-        return self._end(lease, JobState.DONE, "result = :result, message = 'Done'", result=as_text(result))
+        return self._end(
+            lease, JobState.DONE, "result = :result, message = 'Done', control = ''", result=as_text(result)
+        )
 
     def failed(self, lease: Lease, error: DailiesError, retry_in: float | None = None) -> Job:
         values = {"code": error.code, "error": str(error)[:MAX_ERROR]}
-        assign = "error_code = :code, error = :error, crashes = crashes + 1"
+        assign = "error_code = :code, error = :error, crashes = crashes + 1, control = ''"
         if retry_in is None:
             return self._end(lease, JobState.FAILED, f"{assign}, message = 'Failed'", **values)
-        again = (
-            f"{assign}, message = 'Trying again: ' || :error, available_at = clock() + :rest, attempt = {NEXT_ATTEMPT}"
-        )
-        return self._end(lease, JobState.QUEUED, again, state=NEXT_STATE, rest=retry_in, **values)
+        # One that was told to pause pauses: what failed was its last step before that.
+        again = f"""{assign}, available_at = clock() + :rest,
+            attempt = CASE WHEN control = 'pause' THEN attempt ELSE {NEXT_ATTEMPT} END,
+            message = CASE WHEN crashes + 1 >= max_attempts THEN 'Failed'
+                WHEN control = 'pause' THEN 'Paused' ELSE 'Trying again: ' || :error END"""
+        to = f"CASE WHEN control = 'pause' AND crashes + 1 < max_attempts THEN 'PAUSED' ELSE {NEXT_STATE} END"
+        return self._end(lease, JobState.QUEUED, again, state=to, rest=retry_in, **values)
 
     def paused(self, lease: Lease) -> Job:
         return self._end(lease, JobState.PAUSED, "message = 'Paused', control = ''")
@@ -216,6 +222,8 @@ class SqliteJobs:
                     **values,
                 )
             except IllegalTransition:
+                if holds(tx, lease):
+                    raise
                 raise over(tx, lease, "used to end its job") from None
             tx.run(
                 "UPDATE leases SET holder = NULL WHERE resource = :resource AND fence = :fence AND holder = :holder",
@@ -231,6 +239,8 @@ def check_request(request: JobRequest) -> None:
             raise BadInput(f"a job needs a {name}")
     if request.max_attempts < 1:
         raise BadInput(f"a job needs at least one attempt, not {request.max_attempts}")
+    if not (math.isfinite(request.boost) and math.isfinite(request.base or 0)):
+        raise BadInput(f"a job's rank is made of numbers, not of base {request.base} and boost {request.boost}")
 
 
 def earlier_answer(tx: Transaction, request: JobRequest, key: str) -> Job:

@@ -104,6 +104,11 @@ class SqliteLeases:
         return None if row is None else as_lease(row)
 
 
+def holds(tx: Transaction, lease: Lease) -> bool:
+    """Whether the lease was the reason of a refusal: asked after the decision, never to decide."""
+    return bool(tx.one(f"SELECT {HELD} AS held", **held(lease))["held"])
+
+
 def over(tx: Transaction, lease: Lease, what: str) -> Fenced | Missing:
     """Why this lease could not be used: said after the decision, never to decide."""
     row = tx.maybe(

@@ -10,7 +10,7 @@ from typing import Any
 from dailies.canonical import canonical_json
 from dailies.ledger.records import Event, Lease, event_id
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.leases import HELD, held, over
+from dailies.ledger.sqlite.leases import HELD, held, holds, over
 
 SOURCE = "dailies/ledger"
 LOOK_S = 0.02
@@ -65,7 +65,7 @@ class SqliteOutbox:
             job = tx.maybe("SELECT subject FROM jobs WHERE id = :id", id=job_id)
             subject = job["subject"] if job else ""
             written = write_event(tx, job_id, kind, subject, occasion, data, HELD, **held(lease))
-            if not written and not tx.one(f"SELECT {HELD} AS held", **held(lease))["held"]:
+            if not written and not holds(tx, lease):
                 raise over(tx, lease, "used to emit an event")
 
     def pending(self, limit: int = 100) -> Sequence[Event]:
@@ -82,11 +82,11 @@ class SqliteOutbox:
 
     def wait(self, mark: int, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if self._database.version() != mark:
-                return True
+        while self._database.version() == mark:
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(LOOK_S)
-        return False
+        return True
 
     def of(self, job_id: str) -> Sequence[Event]:
         rows = self._database.all("SELECT * FROM outbox WHERE job = :job ORDER BY seq", job=job_id)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dailies.canonical import canonical_json
+from dailies.errors import Missing
 from dailies.ledger.records import Call, Lease, Unit
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.leases import HELD, held, over
+from dailies.ledger.sqlite.leases import HELD, held, holds, over
 
 
 def as_unit(row: sqlite3.Row) -> Unit:
@@ -139,7 +140,12 @@ class SqliteCalls:
 
     def _write(self, lease: Lease, sql: str, **values: Any) -> Call:
         with self._database.transaction() as tx:
-            return as_call(fenced(tx, lease, "used to record a call", sql, **values))
+            row = tx.maybe(sql, job=lease.resource.removeprefix("job:"), **held(lease), **values)
+            if row is None and holds(tx, lease):
+                raise Missing(f"no call was intended for unit {values['unit']} of {lease.resource}")
+            if row is None:
+                raise over(tx, lease, "used to record a call")
+            return as_call(row)
 
 
 class SqliteGenerations:

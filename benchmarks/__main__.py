@@ -1,0 +1,49 @@
+"""`python -m benchmarks [NAME …]`: every script of this folder, each in a process of its own, and one summary."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks._report import Figure, load, options, save, show
+
+SCRIPTS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def measure(name: str, folder: Path) -> list[Figure]:
+    file = folder / f"{name}.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"benchmarks.{name} failed:\n{done.stderr.strip()}")
+    return [replace(figure, name=f"{name}: {figure.name}") for figure in load(file)]
+
+
+def main() -> int:
+    parser = options("All benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCRIPTS)}; none: all")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.names) - set(SCRIPTS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    figures: list[Figure] = []
+    broken: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen.names or SCRIPTS:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            try:
+                figures += measure(name, Path(folder))
+            except RuntimeError as error:
+                broken.append(str(error))
+    show("All benchmarks", figures)
+    if chosen.json:
+        save(chosen.json, figures)
+    print("\n".join(broken), file=sys.stderr, end="\n" if broken else "")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""One machine, everything on it, and a person in front of the Prefect UI."""
+
+import json
+import shutil
+
+import httpx
+import pytest
+
+from dailies.scenarios.processes import free_port, port_in_use
+from tests.e2e.conftest import DAILIES, PREFECT, Machine
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Without these a headless Chromium asks the outside world for updates.
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """`dailies up`, and one run of lock-contention/smoke on it."""
+    machine, port = Machine(tmp_path_factory.mktemp("machine")), free_port()
+    with machine.up(port) as api:
+        machine.env["PREFECT_API_URL"] = api
+        done = machine.run(PREFECT, "deployment", "run", "lock-contention/smoke", "--watch", timeout=180)
+        yield machine, api, done
+    assert not port_in_use(port), "Ctrl-C left the server"
+    assert machine.processes() == [], "Ctrl-C left processes"
+
+
+def latest_run(api: str, flow: str) -> dict:
+    wanted = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}}
+    runs = httpx.post(f"{api}/flow_runs/filter", json={**wanted, "sort": "START_TIME_DESC"}).json()
+    return runs[0]
+
+
+def artifacts_of(api: str, run_id: str) -> dict[str, dict]:
+    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
+    return {one["key"]: one for one in httpx.post(f"{api}/artifacts/filter", json=wanted).json()}
+
+
+def test_the_smoke_deployment_completes(smoke):
+    _, api, done = smoke
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = latest_run(api, "lock-contention")
+    assert run["state"]["type"] == "COMPLETED"
+    assert "checks held" in run["state"]["message"]
+    table = json.loads(artifacts_of(api, run["id"])["lock-contention-checks"]["data"])
+    assert {row["result"] for row in table} == {"passed"}
+
+
+def test_the_nightly_is_scheduled(smoke):
+    """Schedules that never fire are how a nightly suite dies unnoticed."""
+    _, api, _ = smoke
+    wanted = {
+        "flows": {"name": {"any_": ["lock-contention"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    runs = httpx.post(f"{api}/flow_runs/filter", json=wanted).json()
+    assert runs
+    assert all(run["expected_start_time"][11:16] == "02:00" for run in runs)
+    assert all(run["parameters"]["mode"] == "full" for run in runs)
+
+
+def test_doctor_finds_a_machine_that_is_up_healthy(smoke):
+    machine, _, _ = smoke
+    done = machine.run(DAILIES, "doctor", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_person_finds_the_check_table_and_the_contact_sheet(smoke, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    _, api, _ = smoke
+    ui, run = api.removesuffix("/api"), latest_run(api, "lock-contention")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1400, "height": 1200})
+        open_artifact(page, ui, run, "lock-contention-checks")
+        page.get_by_role("cell", name="race: never two inside").first.wait_for()
+        assert page.get_by_role("cell", name="FAILED").count() == 0
+        open_artifact(page, ui, run, "contact-sheet")
+        picture = page.locator("img[src^='data:image/png']").first
+        picture.wait_for()
+        assert picture.evaluate("picture => picture.naturalWidth") == 1280
+        page.screenshot(path=tmp_path / "contact-sheet.png")
+        browser.close()
+
+
+def open_artifact(page, ui: str, run: dict, key: str) -> None:
+    """From the run to its artifacts, to the one of that name, to its newest version: as a person clicks."""
+    page.goto(f"{ui}/v2/runs/flow-run/{run['id']}?tab=Artifacts")
+    page.get_by_role("heading", name=key, exact=True).click()
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
