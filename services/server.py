@@ -44,7 +44,7 @@ def connect(port: int = 0, quiet: bool = False) -> str:
 
     ``quiet`` keeps Prefect's log off the terminal; the UI has it all the same.
     """
-    apply_settings({**SETTINGS, **({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"} if quiet else {})})
+    apply_settings({**SETTINGS, **({"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"} if quiet else {})})
     url = configured()
     if url:
         if not healthy(url):

@@ -182,13 +182,15 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
             case Stopped():
                 jobs.paused(lease)
                 return Cancelled(name="Paused", message=str(error))
+            case Fenced() if jobs.get(job_of(lease)).state is JobState.CANCELED:
+                return Cancelled(message=f"job {job_of(lease)} was told to cancel")  # the fence told us first
             case Fenced():
                 return Crashed(name="Superseded", message=f"{error}; another attempt goes on")
             case BadInput() | NotConfigured() | Held():
                 jobs.failed(lease, error)
                 return failed(error)
             case KeyboardInterrupt():
-                jobs.cancel(lease.resource.removeprefix("job:"))
+                jobs.cancel(job_of(lease))
                 return None
             case _:
                 reason = error if isinstance(error, DailiesError) else Transient(f"{type(error).__name__}: {error}")
@@ -196,6 +198,10 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
                 return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
     except Conflict as late:
         return Crashed(name="Superseded", message=str(late))
+
+
+def job_of(lease: Lease) -> str:
+    return lease.resource.removeprefix("job:")
 
 
 def failed(error: DailiesError) -> State[Any]:

@@ -109,8 +109,8 @@ class Step(Generic[P]):
         return output
 
     def _effect(self, job: Working, /, *args: Any, **kwargs: Any) -> Output:
-        job.check()
         failpoint(f"{self.name}:before")
+        job.check()  # as late as can be: what follows cannot be taken back
         output = self.function(job, *args, **kwargs)
         failpoint(f"{self.name}:after")
         failpoint(f"{self.name}:committed")

@@ -237,7 +237,8 @@ def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: in
         return run.nursery.spawn(run_ingest, *args, name=name, env=run.environment, log=run.log(name))
 
     with run.journal.span("two flows", "one video"):
-        first = ingest("first", [clip], 1.0, "make_contact_sheet:before=sleep(3)")
+        # Long enough for the two others to come to the door on a busy machine.
+        first = ingest("first", [clip], 1.0, "make_contact_sheet:before=sleep(8)")
         run.until(lambda: bool(failpoints.fired(working)), 90, "the first flow did not get to work")
         finish([first, ingest("impatient", [clip], 0.0), ingest("patient", [clip], 60.0)], 120)
     jobs = {job.params["patience_s"]: job for job in jobs_on(run, clip)}
@@ -295,6 +296,9 @@ def recover_ingest(run: Scenario) -> dict[str, Any]:
     job = run.ledger.jobs.submit(JobRequest(TENANT, "ingest-media", f"{TENANT}/recovered", params, deployment))
     supervisor, worker = run.supervisor(), run.worker("worker-1")
     with run.journal.span("recovery", "attempt 1"):
+        # The pool's other worker comes when the run is taken, so that it cannot be the one that takes it.
+        run.until(lambda: shown(job.id) not in ([], ["SCHEDULED"]), 120, "the job was not dispatched to a worker")
+        rescuer = run.worker("worker-2")
         run.until(lambda: bool(failpoints.fired(log)), 120, "the job's first attempt did not reach its crash point")
         worker.kill()
     killed = time.time()
@@ -302,7 +306,6 @@ def recover_ingest(run: Scenario) -> dict[str, Any]:
     run.journal.fault(
         fault, fired=1, evidence=f"{entry['name']} killed pid {entry['pid']}, and worker {worker.pid} too"
     )
-    rescuer = run.worker("worker-2")
     with run.journal.span("recovery", "attempt 2"):
         run.until(lambda: run.ledger.jobs.get(job.id).final, 120, "the job did not come to an end")
     check_recovery(run, job.id, killed)

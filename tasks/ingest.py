@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from dailies.canonical import canonical_json, digest
 from dailies.errors import Missing
 from dailies.media.keys import MediaKey
 from tasks._job import Working
 from tasks._step import Output, effect, in_child, work
+from tasks.verdict import show_png
 
 HOUR = 3600.0
 
@@ -73,18 +73,24 @@ def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) ->
 def show_media(job: Working, media_key: str, probe: Output, sheet: Output) -> Output:
     """Show in the UI what was found. Showing it twice shows the newest."""
     png = job.site.store.get(sheet.artifacts[0].key)
-    slug = f"contact-sheet-{digest(media_key)[:12]}"
-    create_image_artifact(
-        image_url="data:image/png;base64," + base64.b64encode(png).decode(),
-        key=slug,
-        description=f"Contact sheet of `{media_key}`",
-    )
+    show_png(png, f"contact-sheet-{digest(media_key)[:12]}", f"Contact sheet of `{media_key}`")
     create_markdown_artifact(facts_table(media_key, job, probe), key=f"media-{digest(media_key)[:12]}")
     return Output(artifacts=sheet.artifacts)
 
 
 def facts_table(media_key: str, job: Working, probe: Output) -> str:
-    import json
-
-    described: dict[str, Any] = json.loads(job.site.store.get(probe.artifacts[0].key))
-    return f"### `{media_key}`\n\n```json\n{json.dumps(described, indent=2, sort_keys=True)}\n```\n"
+    """The probe for a person: what the file is, then a row a stream."""
+    described = json.loads(job.site.store.get(probe.artifacts[0].key))
+    decoded, promised = described["decoded_us"] / 1e6, described["promised_us"]
+    lines = [
+        f"### `{media_key}`",
+        f"{described['format']}, {described['size']:,} bytes, sha256 `{described['sha256'][:16]}…`",
+        f"{decoded:.3f} s decode" + (f" of {promised / 1e6:.3f} s promised" if promised else ", nothing is promised"),
+        "| # | kind | codec | decoded | language | damaged packets |\n|---|---|---|---|---|---|",
+    ]
+    rows = [
+        f"| {stream['index']} | {stream['kind']} | {stream['codec']} | {(stream['decoded_us'] or 0) / 1e6:.3f} s "
+        f"| {stream['language'] or ''} | {stream['damage']['packets']} |"
+        for stream in described["streams"]
+    ]
+    return "\n\n".join(lines) + "\n" + "\n".join(rows) + "\n"

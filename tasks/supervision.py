@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -115,10 +116,17 @@ def chase_unstarted(site: OpenSite, client: SyncPrefectClient) -> None:
     """
     for run in site.ledger.dispatch.waiting(START_GRACE_S):
         flow_run = find_run(client, run)
-        state = flow_run.state if flow_run else None
-        if state is None or state.is_final() or state.is_pending():
+        if lost(flow_run.state if flow_run else None):
             site.ledger.dispatch.give_up(run.job, run.attempt)
             log.warning("action=give_up job=%s attempt=%s run=%s", run.job, run.attempt, run.run_id)
+
+
+def lost(state: State[Any] | None) -> bool:
+    """Over, or on its way for longer than any start takes; how long it waited before that says nothing."""
+    if state is None or state.is_final():
+        return True
+    taken = datetime.now(UTC) - state.timestamp
+    return (state.is_pending() or state.is_running()) and taken > timedelta(seconds=START_GRACE_S)
 
 
 def dispatch(site: OpenSite, client: SyncPrefectClient, caps: Caps, swept: Swept) -> None:
