@@ -27,8 +27,8 @@ SIZES: dict[str, dict[str, int]] = {
     "quick": {"contenders": 8, "rounds": 5, "trials": 20, "kills": 1, "load": 8},
     "full": {"contenders": 48, "rounds": 20, "trials": 1000, "kills": 10, "load": 60},
 }
-# A living holder must be able to renew on a busy machine: two in three renewals may come late.
-HEALTHY_TTL_S = 1.5
+# A living holder must be able to renew on a busy machine, with a thread spinning beside it for the interpreter lock.
+HEALTHY_TTL_S = 2.5
 
 
 @flow(name="lock-contention", persist_result=False, timeout_seconds=1800)
