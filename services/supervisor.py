@@ -48,6 +48,9 @@ def relay_events(site: OpenSite, ended: threading.Event) -> None:
         except Transient as error:
             log.warning("action=later error=%s", error)
             ended.wait(IDLE_S)
+        except Exception:  # the sweep delivers too, but seconds later
+            log.exception("action=later")
+            ended.wait(IDLE_S)
     site.ledger.close()
 
 

@@ -103,8 +103,9 @@ def job_flow(name: str, subject: Callable[..., str], **options: Any) -> Callable
 def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str], parameters: dict[str, Any]) -> Any:
     own = {name: value for name, value in parameters.items() if name not in ("site", "patience_s")}
     site = open_site(parameters["site"])
+    named, refusal = subject_of(subject, own)
     try:
-        job, lease = begin(kind, site, subject_of(subject, own), own["tenant"])
+        job, lease = begin(kind, site, named, own["tenant"])
     except BadInput as error:
         return failed(error)
     except Conflict as error:
@@ -112,6 +113,8 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
     with keeping(site.ledger, TTL_S) as keeper:
         keeper.add(lease)
         try:
+            if refusal is not None:
+                raise refusal
             working = Working(site, job, lease, keeper, take_video(site, job, lease, keeper, parameters["patience_s"]))
             try:
                 result = function(working, **own)
@@ -130,12 +133,12 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             site.ledger.close()
 
 
-def subject_of(subject: Callable[..., str], parameters: dict[str, Any]) -> str:
+def subject_of(subject: Callable[..., str], parameters: dict[str, Any]) -> tuple[str, BadInput | None]:
     """A request too wrong to have a subject is still a job, so that its refusal is on record."""
     try:
-        return subject(**parameters)
-    except BadInput:
-        return "invalid"
+        return subject(**parameters), None
+    except BadInput as error:
+        return "invalid", error
 
 
 def begin(kind: str, site: OpenSite, subject: str, tenant: str) -> tuple[Job, Lease]:

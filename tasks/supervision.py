@@ -17,6 +17,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 
 from blocks.site import OpenSite
@@ -50,6 +51,9 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
     """The ledger comes first and needs nobody else; where Prefect does not answer, the next sweep tries again."""
     swept = Swept()
     guarded(lambda: recover(site, swept))
+    if not get_current_settings().api.url:  # a client would bring up a temporary server for itself
+        log.warning("action=later error=no Prefect API is configured: set PREFECT_API_URL")
+        return swept
     with get_client(sync_client=True) as client:
         parts: list[Callable[[], None]] = [
             lambda: show_endings(site, client, swept),

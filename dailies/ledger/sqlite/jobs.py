@@ -21,7 +21,7 @@ from dailies.ledger.records import (
     job_resource,
 )
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.leases import HELD, free, held, holds, over, take
+from dailies.ledger.sqlite.leases import HELD, held, holds, over, take
 from dailies.ledger.sqlite.messages import write_event
 
 MAX_ERROR = 2000
@@ -141,7 +141,6 @@ class SqliteJobs:
     def cancel(self, job_id: str) -> Job:
         with self._database.transaction() as tx:
             job = move(tx, job_id, JobState.CANCELED, assign="message = 'Canceled', control = ''")
-            free(tx, job_resource(job_id))
             end_run(tx, job.id, job.attempt, "cancelled")
             return job
 
@@ -199,7 +198,6 @@ class SqliteJobs:
             )
             jobs = [as_job(row) for row in rows]
             for job in jobs:
-                free(tx, job_resource(job.id))
                 for attempt in (job.attempt - 1, job.attempt):  # it may have moved on to the next one already
                     end_run(tx, job.id, attempt, "crashed")
                 announce(tx, job, recovery=True)
@@ -286,14 +284,19 @@ def refusal(tx: Transaction, job_id: str, to: JobState) -> DailiesError:
 
 
 def end_run(tx: Transaction, job_id: str, attempt: int, ending: str) -> None:
-    """Write down how the attempt ended. One that ended by itself has told Prefect already."""
-    tx.run(
+    """Write down how the attempt ended. One that ended by itself has told Prefect, and gives its leases back itself.
+
+    From any other one everything is taken that it still holds: it may be alive, and must not publish any more.
+    """
+    row = tx.maybe(
         """UPDATE runs SET ending = :ending, shown = :ending = 'ended'
-           WHERE job = :job AND attempt = :attempt AND ending = ''""",
+           WHERE job = :job AND attempt = :attempt AND ending = '' RETURNING run_id""",
         ending=ending,
         job=job_id,
         attempt=attempt,
     )
+    if row is not None and ending != "ended":
+        tx.run("UPDATE leases SET holder = NULL, fence = fence + 1 WHERE holder = :run", run=row["run_id"])
 
 
 def announce(tx: Transaction, job: Job, recovery: bool = False) -> None:

@@ -86,7 +86,7 @@ def start_again(ledger: Ledger, job_id: str, run: str) -> tuple[Job, Lease]:
 
 def in_state(ledger: Ledger, state: JobState) -> tuple[Job, Lease]:
     """A job in this state that has run once, and the lease that it ran under."""
-    job, lease = running(ledger)
+    job, lease = running(ledger, f"run-{state.lower()}")
     match state:
         case JobState.QUEUED:
             job = ledger.jobs.failed(lease, Injected("once more"), retry_in=0)
@@ -273,6 +273,34 @@ class FenceContract(Sound):
         ledger.leases.acquire("video:1", "b", TTL)
         with pytest.raises(Fenced, match=r"taken over \(fence 2 is past 1\)"):
             ledger.leases.renew(lease, TTL)
+
+
+class LostRunContract(Sound):
+    """A run that lost its job may be alive: with the job it loses every lease it held."""
+
+    @pytest.mark.parametrize("lose", [canceled, recovered], ids=lambda lose: lose.__name__)
+    def test_a_run_that_lost_its_job_cannot_publish_what_it_worked_on(self, ledger, clock, lose):
+        job, lease = running(ledger)
+        video = ledger.leases.acquire("video:acme/v1", lease.holder, 10 * TTL)
+        ledger.generations.publish(video, "before")
+        lose(ledger, clock, job, lease)
+        with pytest.raises(Fenced):
+            ledger.generations.publish(video, "after")
+        assert ledger.generations.current("video:acme/v1") == "before"
+        assert ledger.leases.acquire("video:acme/v1", "the next one", TTL).fence > video.fence
+
+    def test_the_leases_of_others_stay(self, ledger, clock):
+        job, lease = running(ledger)
+        other = ledger.leases.acquire("video:acme/v2", "somebody else", 10 * TTL)
+        canceled(ledger, clock, job, lease)
+        ledger.generations.publish(other, "mine")
+        ledger.leases.release(other)
+
+    def test_a_run_that_ended_well_gives_its_leases_back_itself(self, ledger):
+        _, lease = running(ledger)
+        video = ledger.leases.acquire("video:acme/v1", lease.holder, 10 * TTL)
+        ledger.jobs.done(lease, {})
+        ledger.leases.release(video)
 
 
 class LeaseContract(Sound):

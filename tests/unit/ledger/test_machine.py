@@ -29,7 +29,7 @@ from dailies.errors import Fenced, Held, IllegalTransition, Injected, Unreadable
 from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease, job_resource
 from dailies.ledger.sqlite import SqliteLedger
 from dailies.ledger.sqlite.database import Transaction
-from dailies.ledger.sqlite.jobs import SqliteJobs, end_run, move
+from dailies.ledger.sqlite.jobs import SqliteJobs, move
 from dailies.ledger.sqlite.leases import SqliteLeases
 from dailies.ledger.sqlite.units import SqliteUnits
 from tests.unit.ledger.contract import Clock
@@ -56,6 +56,7 @@ class JobModel:
     crashes: int = 0
     told: bool = False
     claimed: bool = False
+    run: str = ""
     available_at: float = 0.0
     units: dict[str, tuple[str, int, int, str]] = field(default_factory=dict)  # key: state, fence, attempts, digest
     history: list[JobState] = field(default_factory=lambda: [QUEUED])
@@ -142,6 +143,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.workers[name].job = self.got(lease)
         self.jobs[job_id].enter(RUNNING)
         self.jobs[job_id].told = False
+        self.jobs[job_id].run = run
+
+    def lose_run(self, run: str) -> None:
+        """A run that lost its job loses everything it held, under new fences."""
+        for resource in [name for name, lease in self.current.items() if lease.holder == run]:
+            del self.current[resource]
+            self.highest[resource] += 1
 
     def new_run(self) -> str:
         self.runs += 1
@@ -260,9 +268,8 @@ class LedgerMachine(RuleBasedStateMachine):
         }
         assert {job.id for job in self.ledger.jobs.recover()} == lost
         for job_id in lost:
-            self.current.pop(job_resource(job_id), None)
-            self.highest[job_resource(job_id)] += 1  # ended under a new fence
             model = self.jobs[job_id]
+            self.lose_run(model.run)
             if model.told:
                 model.enter(PAUSED)
                 model.told = False
@@ -284,7 +291,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     def order(self, data: st.DataObject, order: str) -> None:
         job_id = data.draw(st.sampled_from(list(self.jobs)))
-        model, resource = self.jobs[job_id], job_resource(job_id)
+        model = self.jobs[job_id]
         legal = {"cancel": {QUEUED, PAUSED, RUNNING}, "pause": {QUEUED, RUNNING}, "resume": {PAUSED}}[order]
         if model.state not in legal:
             with pytest.raises(IllegalTransition):
@@ -292,8 +299,8 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         getattr(self.ledger.jobs, order)(job_id)
         if order == "cancel":
-            self.current.pop(resource, None)
-            self.highest[resource] += 1 if self.highest[resource] else 0
+            if model.state is RUNNING:
+                self.lose_run(model.run)
             model.enter(CANCELED)
         elif order == "resume":
             model.next_attempt()
@@ -325,11 +332,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS), video=st.sampled_from(VIDEOS))
     def take_video(self, name: str, video: str) -> None:
+        job = self.workers[name].job
+        holder = job.holder if job is not None else name
         if self.expired(self.current.get(video)):
-            self.workers[name].video = self.got(self.ledger.leases.acquire(video, name, TTL))
+            self.workers[name].video = self.got(self.ledger.leases.acquire(video, holder, TTL))
         else:
             with pytest.raises(Held) as refused:
-                self.ledger.leases.acquire(video, name, TTL)
+                self.ledger.leases.acquire(video, holder, TTL)
             assert refused.value.by == self.current[video].holder
 
     @rule(data=st.data(), kind=st.sampled_from(["publish", "publish", "release"]))
@@ -574,9 +583,7 @@ class CancelLeavesTheLease(SqliteJobs):
 
     def cancel(self, job_id):
         with self._database.transaction() as tx:
-            job = move(tx, job_id, CANCELED, assign="message = 'Canceled', control = ''")
-            end_run(tx, job.id, job.attempt, "cancelled")
-            return job
+            return move(tx, job_id, CANCELED, assign="message = 'Canceled', control = ''")
 
 
 class RecoverForgetsTheEvent(SqliteJobs):

@@ -55,6 +55,10 @@ class TestFences(contract.FenceContract):
     pass
 
 
+class TestLostRuns(contract.LostRunContract):
+    pass
+
+
 class TestLeases(contract.LeaseContract):
     pass
 
