@@ -179,6 +179,9 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    from services.sqlite_patience import shorten
+
+    shorten()
     server = uvicorn.Server(uvicorn.Config(create_app(final=True), host="127.0.0.1", port=port, log_level="warning"))
     threading.Thread(target=stop_when_idle, args=(server,), daemon=True).start()
     write_atomically(folder() / "server.json", [canonical_json({"url": url, "pid": os.getpid()})])
