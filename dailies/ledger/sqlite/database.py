@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
+
 from dailies.errors import DailiesError, Missing, NotConfigured, Transient
 
 SCHEMA_VERSION = 1
@@ -71,6 +73,10 @@ class Database:
         connection: sqlite3.Connection = self._local.connection
         return connection
 
+    # Whoever turns a new file to WAL locks out the others without letting them wait: they must come back.
+    @retry(
+        retry=retry_if_exception_type(Transient), stop=stop_after_delay(BUSY_S), wait=wait_random(0, 0.1), reraise=True
+    )
     def _connect(self) -> sqlite3.Connection:
         with typed_errors(self.path):
             connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)

@@ -32,7 +32,7 @@ from dailies.ledger.sqlite.database import Transaction
 from dailies.ledger.sqlite.jobs import SqliteJobs, move
 from dailies.ledger.sqlite.leases import SqliteLeases
 from dailies.ledger.sqlite.units import SqliteUnits
-from tests.unit.ledger.contract import Clock
+from tests.unit.ledger.contract.world import Clock
 
 pytestmark = pytest.mark.unit
 

@@ -14,8 +14,8 @@ from dailies.errors import DailiesError, Injected, Missing, NotConfigured, Trans
 from dailies.ledger.records import JobState, job_resource
 from dailies.ledger.sqlite import SqliteLedger, database
 from dailies.ledger.sqlite.audit import RULES
-from tests.unit.ledger import contract
-from tests.unit.ledger.contract import ORDERS, ROOM, TTL, Clock, in_state, picture, request, running
+from tests.unit.ledger.contract import dispatch, jobs, leases, messages, units, whole
+from tests.unit.ledger.contract.world import ORDERS, ROOM, TTL, Clock, at_once, in_state, picture, request, running
 
 pytestmark = pytest.mark.unit
 
@@ -51,63 +51,63 @@ def damage(ledger):
     return write
 
 
-class TestFences(contract.FenceContract):
+class TestFences(leases.FenceContract):
     pass
 
 
-class TestLostRuns(contract.LostRunContract):
+class TestLostRuns(leases.LostRunContract):
     pass
 
 
-class TestLeases(contract.LeaseContract):
+class TestLeases(leases.LeaseContract):
     pass
 
 
-class TestSubmit(contract.SubmitContract):
+class TestSubmit(jobs.SubmitContract):
     pass
 
 
-class TestStates(contract.StateContract):
+class TestStates(jobs.StateContract):
     pass
 
 
-class TestRecovery(contract.RecoveryContract):
+class TestRecovery(jobs.RecoveryContract):
     pass
 
 
-class TestUnits(contract.UnitContract):
+class TestUnits(units.UnitContract):
     pass
 
 
-class TestCalls(contract.CallContract):
+class TestCalls(units.CallContract):
     pass
 
 
-class TestGenerations(contract.GenerationContract):
+class TestGenerations(units.GenerationContract):
     pass
 
 
-class TestDispatch(contract.DispatchContract):
+class TestDispatch(dispatch.DispatchContract):
     pass
 
 
-class TestOutbox(contract.OutboxContract):
+class TestOutbox(messages.OutboxContract):
     pass
 
 
-class TestInbox(contract.InboxContract):
+class TestInbox(messages.InboxContract):
     pass
 
 
-class TestTenants(contract.TenantContract):
+class TestTenants(messages.TenantContract):
     pass
 
 
-class TestAudit(contract.AuditContract):
+class TestAudit(whole.AuditContract):
     pass
 
 
-class TestClose(contract.CloseContract):
+class TestClose(whole.CloseContract):
     pass
 
 
@@ -271,7 +271,7 @@ def test_many_can_open_a_new_ledger_at_the_same_moment(tmp_path, clock):
         ledger.close()
         return job.id
 
-    ids = contract.at_once(8, open_it)
+    ids = at_once(8, open_it)
     ledger = SqliteLedger(tmp_path / "new" / "ledger.db", clock)
     assert {job.id for job in ledger.jobs.all()} == set(ids)
     ledger.close()

@@ -1,0 +1,222 @@
+"""What a job leaves behind: units, calls, generations."""
+
+from __future__ import annotations
+
+import pytest
+
+from dailies.errors import (
+    Fenced,
+    Missing,
+    Unreadable,
+)
+from dailies.ledger.records import (
+    JobState,
+    job_resource,
+)
+from tests.unit.ledger.contract.world import (
+    TTL,
+    Sound,
+    running,
+    start_again,
+    unchanged,
+)
+
+
+class UnitContract(Sound):
+    def test_a_unit_is_begun_and_completed_under_its_lease(self, ledger):
+        job, lease = running(ledger)
+        begun = ledger.units.begin(lease, "unit-1", "probe")
+        assert (begun.job, begun.key, begun.step, begun.state) == (job.id, "unit-1", "probe", "RUNNING")
+        assert (begun.fence, begun.attempts, begun.reuses, begun.digest, begun.result) == (lease.fence, 1, 0, "", None)
+        finished = ledger.units.complete(lease, "unit-1", "probe", "d-1", {"n": [1, "ü"]})
+        assert (finished.state, finished.digest, finished.result) == ("DONE", "d-1", {"n": [1, "ü"]})
+        assert (finished.fence, finished.attempts, finished.reuses) == (lease.fence, 1, 0)
+        assert list(ledger.units.of(job.id)) == [finished]
+
+    def test_find_sees_finished_units_only(self, ledger):
+        _, lease = running(ledger)
+        assert ledger.units.find("unit-1") is None
+        ledger.units.begin(lease, "unit-1", "probe")
+        assert ledger.units.find("unit-1") is None
+        finished = ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+        assert ledger.units.find("unit-1") == finished
+        ledger.units.begin(lease, "unit-1", "probe")
+        assert ledger.units.find("unit-1") is None, "it was found damaged, and is being made again"
+
+    def test_find_returns_a_unit_whichever_job_made_it(self, ledger):
+        _, first = running(ledger)
+        _, second = running(ledger, run="run-2", subject="video-2")
+        made = ledger.units.complete(first, "unit-1", "probe", "d", 1)
+        reused = ledger.units.complete(second, "unit-1", "probe", "d", 1, reused=True)
+        assert (reused.state, reused.attempts, reused.reuses) == ("REUSED", 0, 1)
+        assert ledger.units.find("unit-1") == made
+
+    def test_attempts_count_how_often_the_work_was_begun(self, ledger, clock):
+        job, lease = running(ledger)
+        ledger.units.begin(lease, "unit-1", "probe")
+        clock.advance(TTL)
+        ledger.jobs.recover()
+        _, lease = start_again(ledger, job.id, "run-2")
+        assert ledger.units.begin(lease, "unit-1", "probe").attempts == 2
+        assert ledger.units.complete(lease, "unit-1", "probe", "d", 1).attempts == 2
+        [unit] = ledger.units.of(job.id)
+        assert (unit.attempts, unit.fence) == (2, lease.fence)
+
+    def test_reusing_is_not_beginning(self, ledger):
+        _, lease = running(ledger)
+        ledger.units.begin(lease, "unit-1", "probe")
+        ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+        for count in (1, 2):
+            reused = ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=True)
+            assert (reused.state, reused.attempts, reused.reuses) == ("DONE", 1, count)
+        assert ledger.units.find("unit-1") == reused, "one's own finished unit is still the record that others find"
+
+    def test_a_unit_begun_here_and_finished_elsewhere_ends_as_reused(self, ledger):
+        _, mine = running(ledger)
+        _, other = running(ledger, run="run-2", subject="video-2")
+        ledger.units.begin(mine, "unit-1", "probe")
+        made = ledger.units.complete(other, "unit-1", "probe", "d", 1)
+        assert ledger.units.complete(mine, "unit-1", "probe", "d", 1, reused=True).state == "REUSED"
+        assert ledger.units.find("unit-1") == made
+
+    def test_a_damaged_unit_that_is_made_again_carries_the_new_digest(self, ledger):
+        _, lease = running(ledger)
+        ledger.units.complete(lease, "unit-1", "probe", "old", {"v": 1})
+        ledger.units.begin(lease, "unit-1", "probe")
+        again = ledger.units.complete(lease, "unit-1", "probe", "new", {"v": 2})
+        assert (again.state, again.digest, again.result) == ("DONE", "new", {"v": 2})
+        assert ledger.units.find("unit-1") == again
+
+    def test_units_are_listed_by_job_in_the_order_they_were_begun(self, ledger):
+        job, lease = running(ledger)
+        _, other = running(ledger, run="run-2", subject="video-2")
+        for key in ("b", "a", "c"):
+            ledger.units.begin(lease, key, "probe")
+            ledger.units.begin(other, key, "probe")
+        ledger.units.complete(lease, "a", "probe", "d", 1)
+        assert [unit.key for unit in ledger.units.of(job.id)] == ["b", "a", "c"]
+        assert {unit.job for unit in ledger.units.of(job.id)} == {job.id}
+
+    def test_a_unit_belongs_to_a_job(self, ledger):
+        lease = ledger.leases.acquire("video:1", "a", TTL)
+        for write in (
+            lambda: ledger.units.begin(lease, "unit-1", "probe"),
+            lambda: ledger.units.complete(lease, "unit-1", "probe", "d", 1),
+            lambda: ledger.calls.intend(lease, "unit-1"),
+            lambda: ledger.outbox.emit(lease, "dailies.note", "once", {}),
+        ):
+            with pytest.raises(Missing):
+                write()
+        assert ledger.units.find("unit-1") is None
+        assert list(ledger.outbox.pending()) == []
+
+
+class CallContract(Sound):
+    def test_the_intent_is_on_record_before_the_call_has_an_id(self, ledger):
+        job, lease = running(ledger)
+        call = ledger.calls.intend(lease, "unit-1")
+        assert (call.job, call.unit, call.call_id, call.state) == (job.id, "unit-1", "", "INTENDED")
+
+    def test_a_submission_already_known_comes_back_after_a_crash(self, ledger, clock):
+        job, lease = running(ledger)
+        ledger.calls.intend(lease, "unit-1")
+        submitted = ledger.calls.submitted(lease, "unit-1", "call-7")
+        assert (submitted.call_id, submitted.state) == ("call-7", "SUBMITTED")
+        clock.advance(TTL)
+        ledger.jobs.recover()
+        _, lease = start_again(ledger, job.id, "run-2")
+        assert ledger.calls.intend(lease, "unit-1") == submitted
+
+    @pytest.mark.parametrize("state", ["DONE", "FAILED", "CANCELED"])
+    def test_a_call_that_ended_is_known_with_its_ending(self, ledger, state):
+        _, lease = running(ledger)
+        ledger.calls.intend(lease, "unit-1")
+        ledger.calls.submitted(lease, "unit-1", "call-7")
+        ended_call = ledger.calls.ended(lease, "unit-1", state)
+        assert (ended_call.call_id, ended_call.state) == ("call-7", state)
+        assert ledger.calls.intend(lease, "unit-1") == ended_call
+
+    def test_a_call_that_was_never_intended_is_missing_and_the_lease_is_not_blamed(self, ledger):
+        job, lease = running(ledger)
+        with unchanged(ledger, job.id):
+            with pytest.raises(Missing, match="unit-1"):
+                ledger.calls.submitted(lease, "unit-1", "call-7")
+            with pytest.raises(Missing, match="unit-1"):
+                ledger.calls.ended(lease, "unit-1", "DONE")
+
+    def test_orphans_are_the_open_calls_of_jobs_that_are_final(self, ledger):
+        _, alive = running(ledger)
+        ledger.calls.intend(alive, "unit-alive")
+        ids = {}
+        for state in (JobState.DONE, JobState.FAILED, JobState.CANCELED, JobState.PAUSED):
+            job, lease = running(ledger, run=f"run-{state}", subject=f"video-{state}")
+            ids[state] = job.id
+            for unit in ("intended", "submitted", "ended"):
+                ledger.calls.intend(lease, unit)
+            ledger.calls.submitted(lease, "submitted", f"call-{state}")
+            ledger.calls.ended(lease, "ended", "DONE")
+            match state:
+                case JobState.DONE:
+                    ledger.jobs.done(lease, 1)
+                case JobState.FAILED:
+                    ledger.jobs.failed(lease, Unreadable("no"))
+                case JobState.CANCELED:
+                    ledger.jobs.cancel(job.id)
+                case JobState.PAUSED:
+                    ledger.jobs.paused(lease)
+        found = {(call.job, call.unit, call.call_id, call.state) for call in ledger.calls.orphans()}
+        assert found == {
+            (ids[state], unit, call_id, call_state)
+            for state in (JobState.DONE, JobState.FAILED, JobState.CANCELED)
+            for unit, call_id, call_state in (
+                ("intended", "", "INTENDED"),
+                ("submitted", f"call-{state}", "SUBMITTED"),
+            )
+        }
+
+    def test_who_takes_the_lease_of_a_final_job_can_write_down_that_its_calls_were_cancelled(self, ledger):
+        job, lease = running(ledger)
+        ledger.calls.intend(lease, "unit-1")
+        ledger.jobs.cancel(job.id)
+        reaper = ledger.leases.acquire(job_resource(job.id), "reaper", TTL)
+        ledger.calls.ended(reaper, "unit-1", "CANCELED")
+        ledger.leases.release(reaper)
+        assert list(ledger.calls.orphans()) == []
+
+
+class GenerationContract(Sound):
+    def test_what_was_never_published_has_no_current_generation(self, ledger):
+        assert ledger.generations.current("catalog:1") is None
+        assert list(ledger.generations.history("catalog:1")) == []
+
+    def test_the_newest_fence_is_the_current_generation(self, ledger):
+        fences = []
+        for number in range(3):
+            lease = ledger.leases.acquire("catalog:1", f"worker-{number}", TTL)
+            ledger.generations.publish(lease, f"gen-{number}/index")
+            ledger.leases.release(lease)
+            fences.append(lease.fence)
+        assert ledger.generations.current("catalog:1") == "gen-2/index"
+        assert list(ledger.generations.history("catalog:1")) == [
+            (fence, f"gen-{number}/index") for number, fence in enumerate(fences)
+        ]
+        assert ledger.generations.current("catalog:2") is None
+
+    def test_an_old_fence_cannot_come_back_on_top(self, ledger, clock):
+        old = ledger.leases.acquire("catalog:1", "a", TTL)
+        ledger.generations.publish(old, "gen-old/index")
+        clock.advance(TTL)
+        new = ledger.leases.acquire("catalog:1", "b", TTL)
+        with pytest.raises(Fenced):
+            ledger.generations.publish(old, "gen-zombie/index")
+        assert ledger.generations.current("catalog:1") == "gen-old/index"
+        ledger.generations.publish(new, "gen-new/index")
+        with pytest.raises(Fenced):
+            ledger.generations.publish(old, "gen-zombie/index")
+        assert [key for _, key in ledger.generations.history("catalog:1")] == ["gen-old/index", "gen-new/index"]
+
+    def test_publishing_again_under_the_same_fence_replaces_the_key(self, ledger):
+        lease = ledger.leases.acquire("catalog:1", "a", TTL)
+        ledger.generations.publish(lease, "gen-1/first")
+        ledger.generations.publish(lease, "gen-1/second")
+        assert list(ledger.generations.history("catalog:1")) == [(lease.fence, "gen-1/second")]
