@@ -9,6 +9,7 @@ from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
+from blocks.s3 import S3Bucket
 from dailies.errors import NotConfigured
 from dailies.events.interface import Sink
 from dailies.events.prefect_api import PrefectEvents as HttpEvents
@@ -74,7 +75,9 @@ class Site(Block):
     _block_type_name = "Dailies site"
     _block_type_slug = "dailies-site"
 
-    store: LocalFolder = Field(default_factory=LocalFolder, description="Where media and results are kept.")
+    store: LocalFolder | S3Bucket = Field(
+        default_factory=LocalFolder, description="Where media and results are kept: a local folder or a bucket."
+    )
     ledger: SqliteLedger = Field(default_factory=SqliteLedger, description="Where jobs, units and leases are kept.")
     events: PrefectEvents = Field(default_factory=PrefectEvents, description="Where events go.")
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dailies.canonical import CHUNK, digest, file_digest, write_atomically
-from dailies.errors import BadInput, Missing
+from dailies.errors import Missing
 from dailies.store.interface import Artifact, Stored
+from dailies.store.keys import check_key
 
 
 class LocalFolder:
@@ -43,7 +44,9 @@ class LocalFolder:
 
     def list(self, prefix: str) -> Iterator[Stored]:
         folder = self._path(prefix)
-        files = [folder] if folder.is_file() else sorted(folder.rglob("*")) if folder.is_dir() else []
+        files = (
+            [folder] if folder.is_file() else sorted(folder.rglob("*"), key=Path.as_posix) if folder.is_dir() else []
+        )
         return (self._stored(path) for path in files if path.is_file() and not path.name.startswith("."))
 
     def delete(self, prefix: str) -> int:
@@ -60,10 +63,7 @@ class LocalFolder:
         return path.is_file() and path.stat().st_size == artifact.size and file_digest(path) == artifact.sha256
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if any(not part or part.startswith(".") or "\0" in part or "\\" in part for part in parts):
-            raise BadInput(f"{key!r} is no object key: its parts must not be empty nor begin with a dot")
-        return self.root.joinpath(*parts)
+        return self.root.joinpath(*check_key(key).split("/"))
 
     def _stored(self, path: Path) -> Stored:
         found = path.stat()

@@ -1,4 +1,7 @@
-"""What every store must keep. Another one joins by its own entry in ``STORES``."""
+"""What every store must keep: another one joins by a module with a fixture ``store`` and a subclass of the contract.
+
+store    a ``Store`` with nothing in it
+"""
 
 from __future__ import annotations
 
@@ -6,119 +9,24 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dailies.canonical import CHUNK, digest
-from dailies.errors import BadInput, Missing
+from dailies.errors import BadInput, Missing, Transient
 from dailies.store.interface import Artifact, Store
+from dailies.store.keys import is_key
 from dailies.store.local import LocalFolder
 
 pytestmark = pytest.mark.unit
 
-STORES: dict[str, Callable[[Path], Store]] = {"local": lambda folder: LocalFolder(folder / "store")}
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]  # a store for all examples is meant
 NUMBERS = itertools.count()
 KEY = "acme/client/videos/v-1/sheet.png"
-
-
-@pytest.fixture(params=STORES)
-def store(request, tmp_path):
-    return STORES[request.param](tmp_path)
-
-
-def keys(store: Store, prefix: str) -> list[str]:
-    return [stored.key for stored in store.list(prefix)]
-
-
-@pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)) * 9000], ids=["empty", "text", "over two chunks"])
-def test_an_object_comes_back_byte_for_byte(store, data):
-    artifact = store.put(KEY, data)
-    assert artifact == Artifact(KEY, digest(data), len(data))
-    assert store.get(KEY) == data
-    with store.local(KEY) as path:
-        assert path.read_bytes() == data
-    assert (store.stat(KEY).key, store.stat(KEY).size) == (KEY, len(data))
-    assert store.holds(artifact)
-
-
-def test_a_file_is_put_as_its_bytes(store, tmp_path):
-    data = os.urandom(2 * CHUNK + 5)
-    (tmp_path / "upload.bin").write_bytes(data)
-    artifact = store.put_file(KEY, tmp_path / "upload.bin")
-    assert artifact == Artifact(KEY, digest(data), len(data))
-    assert store.get(KEY) == data
-    assert (tmp_path / "upload.bin").read_bytes() == data
-
-
-def test_putting_again_replaces_the_object(store):
-    old = store.put(KEY, b"old")
-    new = store.put(KEY, b"new and longer")
-    assert store.get(KEY) == b"new and longer"
-    assert store.holds(new)
-    assert not store.holds(old)
-    assert keys(store, "acme") == [KEY]
-
-
-def test_an_object_that_is_not_there_is_missing(store):
-    store.put(KEY, b"data")
-    for absent in ("acme/client/videos/v-1/other.png", "acme/client/videos/v-1", "globex"):
-        with pytest.raises(Missing):
-            store.get(absent)
-        with pytest.raises(Missing), store.local(absent):
-            pytest.fail("there is nothing to read")
-        assert store.stat(absent) is None
-        assert not store.holds(Artifact(absent, digest(b"data"), 4))
-
-
-def test_a_version_changes_whenever_the_bytes_do_even_at_the_same_size(store):
-    versions = []
-    for number in range(300):
-        store.put(KEY, b"%06d" % number)
-        versions.append(store.stat(KEY).version)
-        assert store.stat(KEY).version == versions[-1], "looking changes nothing"
-    assert len(set(versions)) == len(versions)
-    assert [stored.version for stored in store.list("acme")] == [versions[-1]]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [lambda data: data[:-1], lambda data: data + b"!", lambda data: b"X" + data[1:], lambda data: b""],
-    ids=["cut off", "longer", "one byte changed", "emptied"],
-)
-def test_a_damaged_object_is_not_held(store, damage):
-    artifact = store.put(KEY, b"the very bytes")
-    store.put(KEY, damage(b"the very bytes"))
-    assert not store.holds(artifact)
-
-
-def test_a_listing_is_what_lies_beneath_the_prefix_in_the_order_of_keys(store):
-    names = ["acme/b/2", "acme/a/1", "acme/b/10/x", "acme-2/b/1", "globex/b/1", "acme/b2/1"]
-    for name in names:
-        store.put(name, name.encode())
-    assert keys(store, "acme") == ["acme/a/1", "acme/b/10/x", "acme/b/2", "acme/b2/1"]
-    assert keys(store, "acme/b") == ["acme/b/10/x", "acme/b/2"], "not acme/b2: a prefix ends at a slash"
-    assert keys(store, "acme/a/1") == ["acme/a/1"]
-    assert keys(store, "nobody") == []
-    assert [stored.size for stored in store.list("acme/b")] == [len("acme/b/10/x"), len("acme/b/2")]
-
-
-def test_deleting_a_prefix_takes_what_lies_beneath_it_and_nothing_else(store):
-    for name in ("acme/b/1", "acme/b/deep/2", "acme/b2/3", "globex/b/4"):
-        store.put(name, b"data")
-    assert store.delete("acme/b") == 2
-    assert keys(store, "acme") == ["acme/b2/3"]
-    assert keys(store, "globex") == ["globex/b/4"]
-    assert store.delete("acme/b") == 0
-    assert store.delete("acme/b2/3") == 1
-    assert store.stat("acme/b2/3") is None
-    store.put("acme/b/1", b"again")
-    assert store.get("acme/b/1") == b"again"
-
-
 ESCAPES = [
     "",
     "/",
@@ -132,64 +40,169 @@ ESCAPES = [
     "acme/x/",
     "acme/\0",
     "acme\\..\\globex",
+    "acme/two\nlines",
     "acme/.hidden",
     ".git/config",
 ]
 
 
-@pytest.mark.parametrize("key", ESCAPES)
-def test_a_key_that_could_escape_is_refused_by_every_method(store, key, tmp_path):
-    (tmp_path / "upload").write_bytes(b"x")
-    for use in (
-        lambda: store.put(key, b"x"),
-        lambda: store.put_file(key, tmp_path / "upload"),
-        lambda: store.get(key),
-        lambda: store.local(key).__enter__(),
-        lambda: store.stat(key),
-        lambda: list(store.list(key)),
-        lambda: store.delete(key),
-        lambda: store.holds(Artifact(key, digest(b"x"), 1)),
-    ):
-        with pytest.raises(BadInput):
-            use()
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["upload"]
+@pytest.fixture
+def store(tmp_path):
+    return LocalFolder(tmp_path / "store")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
-@given(key=st.text(st.sampled_from("ab./\\\0~ü "), min_size=1, max_size=12))
-def test_whatever_the_key_an_object_lies_beneath_it_or_is_refused(store, tmp_path, key):
-    tenant = f"tenant-{next(NUMBERS)}"  # its own: to a folder, a/b is in the way of a for as long as it has been there
-    try:
-        store.put(f"{tenant}/{key}", b"x")
-    except BadInput:
-        return
-    assert keys(store, tenant) == [f"{tenant}/{key}"]
-    assert {path.name for path in tmp_path.iterdir()} <= {"store"}
-    assert store.delete(f"{tenant}/{key}") == 1
-    assert keys(store, tenant) == []
+def keys(store: Store, prefix: str) -> list[str]:
+    return [stored.key for stored in store.list(prefix)]
 
 
-def test_a_reader_sees_the_old_object_or_the_new_one(store):
-    store.put(KEY, b"0" * 200_000)
-    seen, ended = set(), threading.Event()
+class StoreContract:
+    writes = 300
 
-    def read() -> None:
-        while not ended.is_set():
-            seen.add((len(data := store.get(KEY)), len(set(data))))
+    @pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)) * 9000], ids=["empty", "text", "over two chunks"])
+    def test_an_object_comes_back_byte_for_byte(self, store, data):
+        artifact = store.put(KEY, data)
+        assert artifact == Artifact(KEY, digest(data), len(data))
+        assert store.get(KEY) == data
+        with store.local(KEY) as path:
+            assert path.read_bytes() == data
+        assert (store.stat(KEY).key, store.stat(KEY).size) == (KEY, len(data))
+        assert store.holds(artifact)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(40):
-        store.put(KEY, str(number % 10).encode() * 200_000)
-    ended.set()
-    reader.join()
-    assert seen == {(200_000, 1)}
+    def test_a_file_is_put_as_its_bytes(self, store, tmp_path):
+        data = os.urandom(2 * CHUNK + 5)
+        (tmp_path / "upload.bin").write_bytes(data)
+        artifact = store.put_file(KEY, tmp_path / "upload.bin")
+        assert artifact == Artifact(KEY, digest(data), len(data))
+        assert store.get(KEY) == data
+        assert (tmp_path / "upload.bin").read_bytes() == data
+
+    def test_putting_again_replaces_the_object(self, store):
+        old = store.put(KEY, b"old")
+        new = store.put(KEY, b"new and longer")
+        assert store.get(KEY) == b"new and longer"
+        assert store.holds(new)
+        assert not store.holds(old)
+        assert keys(store, "acme") == [KEY]
+
+    def test_an_object_that_is_not_there_is_missing(self, store):
+        store.put(KEY, b"data")
+        for absent in ("acme/client/videos/v-1/other.png", "acme/client/videos/v-1", "globex"):
+            with pytest.raises(Missing):
+                store.get(absent)
+            with pytest.raises(Missing), store.local(absent):
+                pytest.fail("there is nothing to read")
+            assert store.stat(absent) is None
+            assert not store.holds(Artifact(absent, digest(b"data"), 4))
+
+    def test_a_version_changes_whenever_the_bytes_do_even_at_the_same_size(self, store):
+        versions = []
+        for number in range(self.writes):
+            store.put(KEY, b"%06d" % number)
+            versions.append(store.stat(KEY).version)
+            assert store.stat(KEY).version == versions[-1], "looking changes nothing"
+        assert len(set(versions)) == len(versions)
+        assert [stored.version for stored in store.list("acme")] == [versions[-1]]
+
+    @pytest.mark.parametrize(
+        "damage",
+        [lambda data: data[:-1], lambda data: data + b"!", lambda data: b"X" + data[1:], lambda data: b""],
+        ids=["cut off", "longer", "one byte changed", "emptied"],
+    )
+    def test_a_damaged_object_is_not_held(self, store, damage):
+        artifact = store.put(KEY, b"the very bytes")
+        store.put(KEY, damage(b"the very bytes"))
+        assert not store.holds(artifact)
+
+    def test_a_listing_is_what_lies_beneath_the_prefix_in_the_order_of_keys(self, store):
+        names = ["acme/b/2", "acme/a/1", "acme/b/10/x", "acme-2/b/1", "globex/b/1", "acme/b2/1", "acme/b-2/1"]
+        for name in names:
+            store.put(name, name.encode())
+        assert keys(store, "acme") == ["acme/a/1", "acme/b-2/1", "acme/b/10/x", "acme/b/2", "acme/b2/1"]
+        assert keys(store, "acme/b") == ["acme/b/10/x", "acme/b/2"], "not acme/b2: a prefix ends at a slash"
+        assert keys(store, "acme/a/1") == ["acme/a/1"]
+        assert keys(store, "nobody") == []
+        assert [stored.size for stored in store.list("acme/b")] == [len("acme/b/10/x"), len("acme/b/2")]
+
+    def test_deleting_a_prefix_takes_what_lies_beneath_it_and_nothing_else(self, store):
+        for name in ("acme/b/1", "acme/b/deep/2", "acme/b2/3", "globex/b/4"):
+            store.put(name, b"data")
+        assert store.delete("acme/b") == 2
+        assert keys(store, "acme") == ["acme/b2/3"]
+        assert keys(store, "globex") == ["globex/b/4"]
+        assert store.delete("acme/b") == 0
+        assert store.delete("acme/b2/3") == 1
+        assert store.stat("acme/b2/3") is None
+        store.put("acme/b/1", b"again")
+        assert store.get("acme/b/1") == b"again"
+
+    @pytest.mark.parametrize("key", ESCAPES)
+    def test_a_key_that_could_escape_is_refused_by_every_method(self, store, key, tmp_path):
+        (tmp_path / "upload").write_bytes(b"x")
+        for use in (
+            lambda: store.put(key, b"x"),
+            lambda: store.put_file(key, tmp_path / "upload"),
+            lambda: store.get(key),
+            lambda: store.local(key).__enter__(),
+            lambda: store.stat(key),
+            lambda: list(store.list(key)),
+            lambda: store.delete(key),
+            lambda: store.holds(Artifact(key, digest(b"x"), 1)),
+        ):
+            with pytest.raises(BadInput):
+                use()
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["upload"]
+
+    @settings(suppress_health_check=CHECKS, deadline=None, max_examples=80)
+    @given(key=st.text(st.sampled_from("ab./\\\0~ü "), min_size=1, max_size=12))
+    def test_whatever_the_key_an_object_lies_beneath_it_or_is_refused(self, store, tmp_path, key):
+        tenant = (
+            f"tenant-{next(NUMBERS)}"  # its own: to a folder, a/b is in the way of a for as long as it has been there
+        )
+        try:
+            store.put(f"{tenant}/{key}", b"x")
+        except BadInput:
+            return
+        assert keys(store, tenant) == [f"{tenant}/{key}"]
+        assert {path.name for path in tmp_path.iterdir()} <= {"store"}
+        assert store.delete(f"{tenant}/{key}") == 1
+        assert keys(store, tenant) == []
+
+    def test_a_reader_sees_the_old_object_or_the_new_one_or_is_told_to_try_again(self, store):
+        store.put(KEY, b"0" * 200_000)
+        ended = threading.Event()
+
+        def read() -> set[tuple[int, int]]:
+            seen = set()
+            while not ended.is_set():
+                with suppress(Transient):
+                    seen.add((len(data := store.get(KEY)), len(set(data))))
+            return seen
+
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(read)
+            try:
+                for number in range(40):
+                    store.put(KEY, str(number % 10).encode() * 200_000)
+            finally:
+                ended.set()
+        assert reader.result() == {(200_000, 1)}
+
+
+class TestLocalFolder(StoreContract):
+    """The embedded store keeps the contract."""
 
 
 def test_an_artifact_survives_being_written_down():
     artifact = Artifact(KEY, digest(b"x"), 1)
     assert Artifact.from_json(artifact.to_json()) == artifact
     assert artifact.to_json() == {"key": KEY, "sha256": digest(b"x"), "size": 1}
+
+
+def test_a_key_is_printable_and_no_longer_than_any_store_takes():
+    assert is_key("acme/client/videos/v-1/Müller & Söhne.mp4")
+    assert is_key("a" * 1024)
+    for key in ("a" * 1025, "ü" * 513, "a\nb", "a\x7f", "a\ud800", "a\u2028b"):
+        assert not is_key(key), ascii(key)
 
 
 # ── the local folder alone ────────────────────────────────────────────────────────────────────────────────────────────
