@@ -10,6 +10,7 @@
     │   ├── Unsupported         a codec that cannot be decoded here
     │   ├── Undecodable         streams are there, but not one frame decodes
     │   ├── Truncated           decodes to less than it promises
+    │   ├── Changed             not the same bytes any more as when the work on it began
     │   └── TooLarge            over a stated limit
     ├── Transient             worth another try, later
     │   ├── TimedOut            no answer in time; the work may or may not have happened
@@ -72,6 +73,10 @@ class Undecodable(BadInput):
 
 class Truncated(BadInput):
     code = "truncated"
+
+
+class Changed(BadInput):
+    code = "changed"
 
 
 class TooLarge(BadInput):

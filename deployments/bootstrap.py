@@ -9,9 +9,12 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -106,6 +109,14 @@ def deploy() -> None:
         raise SystemExit(f"prefect deploy failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
 
+@contextmanager
+def unreachable_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        sys.exit(f"the Prefect server at {get_current_settings().api.url} does not answer: {error}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.bootstrap", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when something differs")
@@ -113,7 +124,7 @@ def main() -> int:
     options = parser.parse_args()
     if not get_current_settings().api.url:
         sys.exit("no Prefect server is configured: set PREFECT_API_URL, or use `dailies up`")
-    with get_client(sync_client=True) as client:
+    with unreachable_in_one_line(), get_client(sync_client=True) as client:
         lines = drift(client) if options.check else apply(client)
     said = [f"{'drift' if options.check else 'changed'}: {line}" for line in lines] or ["nothing to change"]
     sys.stdout.write(json.dumps(lines) if options.json else "\n".join(said))

@@ -24,7 +24,7 @@ def say(line: str) -> None:
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(help="Where the Prefect server listens, if we start it.")] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where our Prefect server listens.")] = 4200,
     slots: Annotated[int, typer.Option(min=1, help="How many jobs may run at once.")] = 2,
 ) -> None:
     """Start server, deployments, worker and supervisor; Ctrl-C stops all of them."""
@@ -66,7 +66,7 @@ def doctor(
 def demo(
     seconds: Annotated[int, typer.Option(min=1, max=600, help="Length of the clip that it makes.")] = 12,
 ) -> None:
-    """Make a clip, ingest it as a job, kill its worker in the middle, and show what came of it."""
+    """Make a clip and ingest it; then the lock-contention scenario, which kills, freezes and contends."""
     from services.demo import run
 
     sys.exit(run(seconds, say))

@@ -51,7 +51,11 @@ def connect(port: int = 0, quiet: bool = False) -> str:
             raise NotConfigured(f"the Prefect server at {url} does not answer: start it, or unset PREFECT_API_URL")
         return url
     use_own()
-    url = running() or start(port)
+    url = running()
+    if url and port and port_of(url) != port and stop():  # left by another command on a port of its own
+        use_own()
+        url = ""
+    url = url or start(port)
     apply_settings({"PREFECT_API_URL": url})
     return url
 
@@ -77,17 +81,32 @@ def configured() -> str:
 
 def running() -> str:
     """The address of our own server, if it is up."""
+    url = str(record().get("url", ""))
+    return url if url and healthy(url) else ""
+
+
+def record() -> dict[str, object]:
+    """What our server wrote about itself; nothing when it is down, or the file is not its."""
     try:
-        url = str(json.loads((folder() / "server.json").read_text())["url"])
-    except (OSError, ValueError, KeyError):
-        return ""
-    return url if healthy(url) else ""
+        found = json.loads((folder() / "server.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def alive() -> bool:
+    """Whether the process is there, which costs less to ask than whether it answers."""
+    return psutil.pid_exists(int(str(record().get("pid", 0))))
+
+
+def port_of(url: str) -> int:
+    return httpx.URL(url).port or 80
 
 
 def healthy(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 
@@ -115,9 +134,10 @@ def start(port: int = 0) -> str:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_S
-        while not (url := running()):
+        while not (url := running()) or record().get("pid") != server.pid:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise NotConfigured(f"the Prefect server did not start: see {folder() / 'server.log'}")
+                where = f" on port {port}" if port else ""
+                raise NotConfigured(f"the Prefect server did not start{where}: see {folder() / 'server.log'}")
             time.sleep(LOOK_S)
         return url
 
@@ -132,8 +152,8 @@ def stop() -> bool:
         if not try_exclusive(clients):
             return False
         try:
-            server = psutil.Process(int(json.loads((folder() / "server.json").read_text())["pid"]))
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+            server = psutil.Process(int(str(record().get("pid", ""))))
+        except (ValueError, psutil.NoSuchProcess):
             return True
         if "services.server" in server.cmdline():  # a stale file may name a process that is somebody else's by now
             end(server)
@@ -165,15 +185,10 @@ def try_exclusive(file: IO[str]) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def serve(port: int) -> None:
     """The server process: one process, so that one signal ends all of it."""
-    port = port or free_port()
+    listening = socket.create_server(("127.0.0.1", port))  # first of all: a taken port is somebody else's server
+    port = listening.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_SERVER_UI_API_URL"] = url  # before the import, which reads it: or the UI asks port 4200
     import uvicorn
@@ -182,11 +197,11 @@ def serve(port: int) -> None:
     from services.sqlite_patience import shorten
 
     shorten()
-    server = uvicorn.Server(uvicorn.Config(create_app(final=True), host="127.0.0.1", port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(final=True), log_level="warning"))
     threading.Thread(target=stop_when_idle, args=(server,), daemon=True).start()
     write_atomically(folder() / "server.json", [canonical_json({"url": url, "pid": os.getpid()})])
     try:
-        server.run()
+        server.run(sockets=[listening])
     finally:
         (folder() / "server.json").unlink(missing_ok=True)
 

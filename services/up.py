@@ -73,6 +73,7 @@ def up(say: Callable[[str], None], port: int = 4200, slots: int = 2, ready: Call
         signal.signal(number, lambda *_: ended.set())
     say("starting the Prefect server …")
     url = server.connect(port)
+    ours = url == server.running()
     services = [
         Service(
             "worker", [sys.executable, "-m", "prefect", "worker", "start", "--pool", "cpu", "--limit", str(slots + 2)]
@@ -80,7 +81,7 @@ def up(say: Callable[[str], None], port: int = 4200, slots: int = 2, ready: Call
         Service("supervisor", [sys.executable, "-m", "services.supervisor", "--slots", str(slots)]),
     ]
     try:
-        say(f"the Prefect UI is at {url.removesuffix('/api')}")
+        say(f"the Prefect UI is at {url.removesuffix('/api')}; for other terminals: export PREFECT_API_URL={url}")
         for line in bootstrap():
             say(line)
         for service in services:
@@ -88,13 +89,16 @@ def up(say: Callable[[str], None], port: int = 4200, slots: int = 2, ready: Call
         say(f"worker and supervisor are up; their logs are in {home() / 'logs'}. Ctrl-C stops everything.")
         ready()
         while not ended.wait(1.0):
+            if ours and not server.alive():
+                say(f"the Prefect server ended; starting it again (see {server.folder() / 'server.log'})")
+                server.start(server.port_of(url))
             for service in services:
                 service.keep_up(say)
     finally:
         say("stopping …")
         for service in services:
             service.stop()
-        if server.folder().exists() and url == server.running():
+        if ours:
             say("stopped" if server.stop() else "stopped; another command still uses the Prefect server")
         else:
             say("stopped; the Prefect server is not ours and goes on")

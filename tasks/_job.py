@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import Flow, State, flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed, Failed
 from pydantic import NonNegativeFloat
@@ -195,12 +197,28 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
             case KeyboardInterrupt():
                 jobs.cancel(job_of(lease))
                 return None
+            case TerminationSignal() | SystemExit():
+                # Prefect ends a canceled run by the same signal as a worker that is shut down.
+                if canceling(lease.holder):
+                    jobs.cancel(job_of(lease))
+                else:
+                    jobs.hand_back(lease, "Its worker was told to stop")
+                return None
             case _:
                 reason = error if isinstance(error, DailiesError) else Transient(f"{type(error).__name__}: {error}")
                 job = jobs.failed(lease, reason, retry_in=RETRY_IN_S)
                 return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
     except Conflict as late:
         return Crashed(name="Superseded", message=str(late))
+
+
+def canceling(run_id: str) -> bool:
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(run_id)).state
+    except httpx.HTTPError:
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
 def job_of(lease: Lease) -> str:

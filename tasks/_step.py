@@ -148,4 +148,5 @@ def in_child(job: Working, step: Step[...], function: str, **arguments: Any) -> 
     try:
         return run_in_child(function, timeout=step.timeout, stopped=stopped, progress=progress, **arguments)
     finally:
-        job.check()
+        if job.keeper.stopped.is_set():  # told to pause, it may finish the unit it is in
+            job.check()

@@ -75,6 +75,7 @@ def kill_once(run: Scenario, number: int, ttl: float) -> float:
     holder = run.nursery.spawn(contenders.hold_for_ever, run.trial.path, log, "holder", resource, ttl, name="holder")
     run.until(lambda: entered(log, "holder"), 30, "the holder did not get its lease")
     rival = run.nursery.spawn(contenders.take_over, run.trial.path, log, "rival", resource, ttl, name="rival")
+    run.until(lambda: "rival" in said(log), 30, "the rival did not come")
     time.sleep(ttl)  # long enough for a lease that nobody renews to be lost
     run.journal.expect("kill: a living holder keeps its lease", entered(log, "rival"), False)
     with EffectLog(log) as effects:
@@ -87,6 +88,10 @@ def kill_once(run: Scenario, number: int, ttl: float) -> float:
     history = read_history(log)
     run.journal.add(*prefixed(f"kill {number}", examine(history).checks()))
     return next(event.t for event in history.events if event.who == "rival" and event.what == "enter") - killed
+
+
+def said(log: Path) -> set[str]:
+    return {event.who for event in read_history(log).events}
 
 
 def entered(log: Path, who: str) -> bool:
@@ -102,7 +107,6 @@ def freeze_and_revive(run: Scenario, trials: int, ttl: float) -> None:
     stale = [f"{kind} in trial {number}" for number, kinds in enumerate(landed) for kind in kinds]
     run.journal.fault("holder frozen past its ttl", fired=len(landed), evidence=f"{len(landed)} holders seen stopped")
     run.journal.expect("freeze: no stale write landed", stale, [], "carry the fence in the statement that writes")
-    run.journal.expect("freeze: every trial was made", len(landed), trials)
     run.journal.metric("stale_writes", {"landed": len(stale), "tried": 8 * len(landed), "trials": len(landed)})
     run.journal.metric("stale_trials_upper_bound_95", round(3 / max(len(landed), 1), 5))
     control(run, max(3, trials // 50), ttl)
@@ -233,7 +237,7 @@ def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: in
     clip, working = upload(run, "shared"), run.place / "working.jsonl"
 
     def ingest(name: str, keys: list[str], patience: float, faults: str = "") -> Child:
-        args = (keys, patience, run.environment["PREFECT_API_URL"], faults, working)
+        args = (keys, patience, run.environment["PREFECT_API_URL"], run.pool, faults, working)
         return run.nursery.spawn(run_ingest, *args, name=name, env=run.environment, log=run.log(name))
 
     with run.journal.span("two flows", "one video"):

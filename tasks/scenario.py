@@ -15,8 +15,10 @@ from typing import Any, Literal
 from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
+from prefect.states import Cancelled
 
 from dailies.errors import DailiesError, NotConfigured
 from dailies.home import home
@@ -34,7 +36,7 @@ from tasks.verdict import final_state, publish_verdict
 
 Mode = Literal["quick", "full"]
 POOL_PREFIX = "scenario-"
-LEFTOVER_AGE = timedelta(days=1)
+LEFTOVER_AGE = timedelta(hours=1)
 KEPT_RUNS = 20
 ENDINGS = {f"dailies.job.{state.lower()}" for state in FINAL}
 SWEEP_S = 1.0
@@ -80,6 +82,7 @@ class Scenario:
                 name=self.pool,
                 entrypoint=entrypoint,
                 work_pool_name=self.pool,
+                tags=[self.pool],
                 job_variables={"env": {**self.environment, **environment}},
             )
         return f"{flow}/{self.pool}"
@@ -114,11 +117,14 @@ def scenario(name: str, seed: int, parameters: Mapping[str, Any], preload: tuple
             get_run_logger().exception("the scenario itself failed")
             journal.error = one_line(error)
         except BaseException:
-            shutil.rmtree(place)
+            run.over.set()
+            nursery.cleanup()
+            shutil.rmtree(place, ignore_errors=True)
             raise
         finally:
             run.over.set()
             nursery.cleanup()
+            end_runs(client, run.pool)
         journal.add(no_files(place / "media"))
         run.ledger.close()
         run.trial.close()
@@ -180,7 +186,16 @@ def sweep_leftovers(client: SyncPrefectClient) -> None:
     for pool in client.read_work_pools():
         old = pool.created and datetime.now(UTC) - pool.created > LEFTOVER_AGE
         if pool.name.startswith(POOL_PREFIX) and old:
+            end_runs(client, pool.name)
             delete_pool(client, pool.name)
+
+
+def end_runs(client: SyncPrefectClient, pool: str) -> None:
+    """What was killed with its children must not show as running for ever: nobody else will end it."""
+    ours = FlowRunFilter(tags=FlowRunFilterTags(all_=[pool]))
+    for run in client.read_flow_runs(flow_run_filter=ours):
+        if run.state is not None and not run.state.is_final():
+            client.set_flow_run_state(run.id, Cancelled(message="Its scenario is over"), force=True)
 
 
 def delete_pool(client: SyncPrefectClient, name: str) -> None:

@@ -120,7 +120,11 @@ def chase_unstarted(site: OpenSite, client: SyncPrefectClient) -> None:
     """
     for run in site.ledger.dispatch.waiting(START_GRACE_S):
         flow_run = find_run(client, run)
-        if lost(flow_run.state if flow_run else None):
+        state = flow_run.state if flow_run else None
+        if state is not None and state.is_cancelled():  # by a person, before any of our code ran that could hear of it
+            site.ledger.jobs.cancel(run.job)
+            log.info("action=cancel job=%s run=%s", run.job, run.run_id)
+        elif lost(state):
             site.ledger.dispatch.give_up(run.job, run.attempt)
             log.warning("action=give_up job=%s attempt=%s run=%s", run.job, run.attempt, run.run_id)
 

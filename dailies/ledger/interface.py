@@ -56,6 +56,9 @@ class Jobs(Protocol):
     def paused(self, lease: Lease) -> Job:
         """RUNNING → PAUSED, once the units in flight have ended."""
 
+    def hand_back(self, lease: Lease, why: str) -> Job:
+        """RUNNING → QUEUED for the next attempt, at no cost: its worker was told to stop."""
+
     def cancel(self, job_id: str) -> Job:
         """Final at once and from any state that is not: whatever the run still writes is refused by its fence."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from pydantic import PositiveFloat, PositiveInt
 
@@ -63,17 +63,16 @@ def lock_contention(
         refuse_misuse(run)
         busy.result()
         undisturbed, recovered = sharing.result(), recovering.result()
+        drawn = undisturbed["contact_sheet"]["sha256"]
         run.journal.expect(
-            "recover: the contact sheet is an undisturbed run's",
-            recovered.get("contact_sheet", {}).get("sha256"),
-            undisturbed.get("contact_sheet", {}).get("sha256"),
+            "recover: the contact sheet is an undisturbed run's", recovered["contact_sheet"]["sha256"], drawn
         )
     return run.state
 
 
-def run_ingest(keys: list[str], patience: float, api_url: str, faults: str, log: Path) -> None:
+def run_ingest(keys: list[str], patience: float, api_url: str, pool: str, faults: str, log: Path) -> None:
     """In a child that was forked with Prefect loaded: the settings are those of now, not of the import."""
     failpoints.arm(faults, log)
-    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tags(pool):
         for key in keys:
             ingest_media(tenant=TENANT, media_key=key, patience_s=patience, return_state=True)

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import time
 
 import httpx
 import pytest
 
+from dailies.ledger.records import JobState
+from dailies.ledger.sqlite import SqliteLedger
+from dailies.media.sample import make_clip
 from dailies.scenarios.processes import free_port, port_in_use
-from tests.e2e.conftest import DAILIES, PREFECT, Machine
+from tests.e2e.conftest import DAILIES, PREFECT, Machine, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -63,6 +67,26 @@ def test_the_nightly_is_scheduled(smoke):
     assert runs
     assert all(run["expected_start_time"][11:16] == "02:00" for run in runs)
     assert all(run["parameters"]["mode"] == "full" for run in runs)
+
+
+def test_canceling_a_running_run_in_prefect_cancels_its_job_for_good(smoke):
+    """Through the worker: it ends the run with the signal that a shut-down uses, too."""
+    machine, api, _ = smoke
+    key = "acme/client/videos/v1/clip.mp4"
+    make_clip(machine.dailies / "media" / key, seconds=2)
+    held = {"DAILIES_FAILPOINTS": "make_contact_sheet:before=sleep(60)", "DAILIES_FAILPOINTS_LOG": f"{machine.home}/f"}
+    deployment = httpx.get(f"{api}/deployments/name/ingest-media/cpu").json()["id"]
+    body = {"parameters": {"tenant": "acme", "media_key": key}, "job_variables": {"env": held}}
+    run = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json=body).json()["id"]
+    wait_for(lambda: (machine.home / "f").exists(), 60)
+    httpx.post(f"{api}/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}, "force": False})
+    wait_for(lambda: httpx.get(f"{api}/flow_runs/{run}").json()["state"]["type"] == "CANCELLED", 60)
+    ledger = SqliteLedger(machine.dailies / "ledger.db")
+    (job,) = [job for job in ledger.jobs.all() if job.params["media_key"] == key]
+    time.sleep(7)  # longer than a new attempt would take to be queued
+    assert (ledger.jobs.get(job.id).state, ledger.jobs.get(job.id).attempt) == (JobState.CANCELED, 1)
+    assert ledger.generations.current("video:acme/v1") is None
+    ledger.close()
 
 
 def test_doctor_finds_a_machine_that_is_up_healthy(smoke):

@@ -22,6 +22,7 @@ from dailies.errors import BadInput, EmptyFile, Held, Injected, Missing, Truncat
 from dailies.failpoints import fired
 from dailies.ledger.records import Caps, Job, JobRequest, JobState
 from dailies.ledger.sqlite import SqliteLedger
+from dailies.media.sample import make_clip
 from dailies.store.interface import Artifact
 from flows.ingest_media import ingest_media
 from tasks import _job
@@ -445,3 +446,19 @@ def test_two_runs_on_the_same_video_go_one_after_the_other(site, clip, beside, e
     assert sorted(state for job in jobs for state in steps(site, job).values()) == ["DONE"] * 2 + ["REUSED"] * 2
     assert len(site.ledger.generations.history(VIDEO)) == 2
     assert sound(site)
+
+
+@pytest.mark.expects_errors
+@pytest.mark.parametrize("step", ["probe_media", "make_contact_sheet"])
+def test_an_upload_that_changes_while_it_is_read_is_refused_and_nothing_is_recorded(
+    site, clip, arm, beside, eventually, tmp_path, step
+):
+    log = arm(f"{step}:before=sleep(1)")
+    running = beside(ingest_media, tenant="acme", media_key=clip, return_state=True)
+    eventually(lambda: fired(log))
+    site.store.put(clip, make_clip(tmp_path / "other.mp4", seconds=3).read_bytes())
+    assert running.result(30).name == "Changed"
+    (job,) = site.ledger.jobs.all()
+    assert (job.state, job.error_code) == (JobState.FAILED, "changed")
+    assert [unit.step for unit in site.ledger.units.of(job.id) if unit.state == "DONE" and unit.step == step] == []
+    assert site.ledger.generations.current("video:acme/v1") is None

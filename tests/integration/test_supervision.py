@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Pending, Running, State
+from prefect.states import Cancelled, Completed, Pending, Running, State
 
 from blocks.site import OpenSite, open_site
 from dailies.errors import Conflict, Fenced
@@ -400,6 +400,17 @@ def test_canceling_the_run_in_prefect_cancels_its_job(site, deployed, submit, cl
     assert site.ledger.jobs.get(other.id).state is JobState.QUEUED
     cancel_job(flow=ingest_media, flow_run=run_of(job), state=State(type="CANCELLED"))
     assert cancel_job in ingest_media.on_cancellation_hooks
+
+
+def test_a_person_who_cancels_a_run_that_no_worker_took_cancels_its_job(site, deployed, submit, client, run_of):
+    """None of our code ran that could have heard of it: no engine, no hook."""
+    job = submit()
+    sweep(site, PLENTY)
+    client.set_flow_run_state(run_of(job).id, Cancelled(), force=True)
+    sweep(later(site), NONE)
+    assert site.ledger.jobs.get(job.id).state is JobState.CANCELED
+    sweep(later(site), PLENTY)
+    assert site.ledger.jobs.get(job.id).attempt == 1
 
 
 def test_canceling_the_run_of_an_earlier_attempt_leaves_the_job_alone(site, deployed, submit, run_of):

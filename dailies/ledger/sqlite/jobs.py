@@ -118,9 +118,8 @@ class SqliteJobs:
             return job, lease
 
     def done(self, lease: Lease, result: Any) -> Job:
-        return self._end(
-            lease, JobState.DONE, "result = :result, message = 'Done', control = ''", result=as_text(result)
-        )
+        assign = "result = :result, message = 'Done', control = '', error_code = '', error = ''"
+        return self._end(lease, JobState.DONE, assign, result=as_text(result))
 
     def failed(self, lease: Lease, error: DailiesError, retry_in: float | None = None) -> Job:
         values = {"code": error.code, "error": str(error)[:MAX_ERROR]}
@@ -137,6 +136,10 @@ class SqliteJobs:
 
     def paused(self, lease: Lease) -> Job:
         return self._end(lease, JobState.PAUSED, "message = 'Paused', control = ''")
+
+    def hand_back(self, lease: Lease, why: str) -> Job:
+        assign = "message = :why, control = '', attempt = attempt + 1, available_at = clock()"
+        return self._end(lease, JobState.QUEUED, assign, why=why)
 
     def cancel(self, job_id: str) -> Job:
         with self._database.transaction() as tx:

@@ -71,6 +71,10 @@ class TestStates(jobs.StateContract):
     pass
 
 
+class TestHandBack(jobs.HandBackContract):
+    pass
+
+
 class TestRecovery(jobs.RecoveryContract):
     pass
 

@@ -388,6 +388,23 @@ class StateContract(Sound):
             ledger.jobs.control(lease)
 
 
+class HandBackContract(Sound):
+    def test_a_job_whose_worker_was_told_to_stop_goes_on_at_no_cost(self, ledger):
+        job, lease = running(ledger)
+        for attempt in range(2, 6):  # more often than it may crash
+            back = ledger.jobs.hand_back(lease, "Its worker was told to stop")
+            assert (back.state, back.attempt, back.crashes) == (JobState.QUEUED, attempt, 0)
+            job, lease = start_again(ledger, job.id, f"run-{attempt}")
+        assert ledger.jobs.done(lease, {}).state is JobState.DONE
+
+    def test_what_went_wrong_before_is_not_said_of_a_job_that_is_done(self, ledger):
+        job, lease = running(ledger)
+        ledger.jobs.failed(lease, Injected("once"), retry_in=0)
+        _, lease = start_again(ledger, job.id, "run-2")
+        done = ledger.jobs.done(lease, {})
+        assert (done.error_code, done.error) == ("", "")
+
+
 class RecoveryContract(Sound):
     def test_a_job_whose_worker_died_is_queued_as_the_next_attempt(self, ledger, clock):
         job, lease = running(ledger)
