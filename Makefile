@@ -28,12 +28,11 @@ demo: venv
 
 test: venv
 	$(BIN)/pytest tests/unit --numprocesses 2 --cov --cov-report=
-	$(BIN)/pytest tests/integration tests/recovery -m "not slow" --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest tests/integration tests/recovery --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
 
 extra: venv
 	./tests/install-browser.sh
 	$(BIN)/pytest tests/e2e
-	$(BIN)/pytest tests/integration tests/recovery -m slow
 
 lint: venv
 	$(BIN)/ruff check .
