@@ -67,10 +67,13 @@ class Machine:
                 continue
         return found
 
-    def stop_server(self) -> None:
+    def server(self) -> int | None:
         address = self.dailies / "prefect" / "server.json"
-        if address.exists():
-            pid = json.loads(address.read_text())["pid"]
+        return json.loads(address.read_text())["pid"] if address.exists() else None
+
+    def stop_server(self) -> None:
+        pid = self.server()
+        if pid is not None and psutil.pid_exists(pid):
             os.kill(pid, signal.SIGTERM)
             wait_for(lambda: not psutil.pid_exists(pid), 30)
 

@@ -1,7 +1,10 @@
 """One machine, everything on it, and a person in front of the Prefect UI."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import time
 
 import httpx
@@ -121,3 +124,27 @@ def open_artifact(page, ui: str, run: dict, key: str) -> None:
     page.goto(f"{ui}/v2/runs/flow-run/{run['id']}?tab=Artifacts")
     page.get_by_role("heading", name=key, exact=True).click()
     page.locator("a[href*='/artifacts/artifact/']").first.click()
+
+
+def test_a_taken_port_is_somebody_elses_server_and_not_ours(machine):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = machine.run(DAILIES, "up", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "did not start on port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert machine.processes() == []
+
+
+def test_a_server_that_dies_under_up_comes_back_on_its_port(machine):
+    with machine.up(free_port()) as api:
+        first = machine.server()
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: machine.server() not in (None, first) and answers(api), 60)
+    assert machine.processes() == []
+
+
+def answers(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
