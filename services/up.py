@@ -67,7 +67,7 @@ class Service:
             self.process.wait()
 
 
-def up(say: Callable[[str], None], port: int = 4200, slots: int = 2, ready: Callable[[], None] = lambda: None) -> None:
+def up(say: Callable[[str], None], port: int = 4200, slots: int = 2) -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -87,7 +87,6 @@ def up(say: Callable[[str], None], port: int = 4200, slots: int = 2, ready: Call
         for service in services:
             service.keep_up(say)
         say(f"worker and supervisor are up; their logs are in {home() / 'logs'}. Ctrl-C stops everything.")
-        ready()
         while not ended.wait(1.0):
             if ours and not server.alive():
                 say(f"the Prefect server ended; starting it again (see {server.folder() / 'server.log'})")
