@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -90,7 +91,16 @@ def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) ->
     manifest = canonical_json({"probe": probe.to_json(), "contact_sheet": sheet.to_json()})
     artifact = job.site.store.put(key.server("ingest", f"{digest(manifest)}.json"), manifest)
     job.site.ledger.generations.publish(job.video, artifact.key)
+    job.site.ledger.videos.register(key.tenant, key.video, media_key)
+    job.site.ledger.videos.update(job.video, metadata=metadata(json.loads(job.site.store.get(probe.artifacts[0].key))))
     return Output(artifacts=(artifact,))
+
+
+def metadata(described: dict[str, Any]) -> dict[str, Any]:
+    """What a list of videos shows of each."""
+    pictures = [stream for stream in described["streams"] if stream["kind"] == "video"]
+    shape = {side: pictures[0]["video"][f"display_{side}"] for side in ("width", "height")} if pictures else {}
+    return {"sha256": described["sha256"], "size": described["size"], "duration_us": described["decoded_us"], **shape}
 
 
 @effect(timeout=60)

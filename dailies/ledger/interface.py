@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from dailies.errors import DailiesError
-from dailies.ledger.records import Call, Caps, Event, Job, JobRequest, JobState, Lease, Run, Unit
+from dailies.ledger.records import Call, Caps, Event, Job, JobRequest, JobState, Lease, Run, Unit, Video, VideoState
 
 
 class Leases(Protocol):
@@ -122,7 +122,10 @@ class Units(Protocol):
 
 class Calls(Protocol):
     def intend(self, lease: Lease, unit: str) -> Call:
-        """Write down that this unit is about to be submitted, before it is; returns a submission already known."""
+        """Write down that this unit is about to be submitted, before it is; returns a submission already known.
+
+        One that failed or was cancelled is none: it is intended anew.
+        """
 
     def submitted(self, lease: Lease, unit: str, call_id: str) -> Call: ...
 
@@ -130,6 +133,9 @@ class Calls(Protocol):
 
     def orphans(self) -> Sequence[Call]:
         """Calls not ended although their job is final: to be cancelled."""
+
+    def reap(self, call: Call) -> None:
+        """An orphan was cancelled. It needs no lease, for nobody holds a final job's; it changes no other call."""
 
 
 class Generations(Protocol):
@@ -171,6 +177,30 @@ class Tenants(Protocol):
         """``free``, ``premium`` or ``enterprise``; a tenant nobody described is ``free``."""
 
 
+class Videos(Protocol):
+    def register(self, tenant: str, video: str, media_key: str) -> Video:
+        """Know a video by its upload. One that is known already is returned as it is."""
+
+    def get(self, tenant: str, video: str) -> Video: ...
+
+    def all(self, tenant: str, state: VideoState | None = None, limit: int = 1000) -> Sequence[Video]:
+        """One tenant's videos, newest first."""
+
+    def update(
+        self,
+        lease: Lease,
+        *,
+        state: VideoState | None = None,
+        error: DailiesError | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Video:
+        """Change one field or several at once, under the lease of a job's run on ``video_resource(tenant, video)``.
+
+        ``error`` goes with the state of that name, and any other state clears it. ``metadata`` is merged name by name.
+        Being told the state it has already is no change and no event.
+        """
+
+
 class Ledger(Protocol):
     @property
     def leases(self) -> Leases: ...
@@ -198,6 +228,9 @@ class Ledger(Protocol):
 
     @property
     def tenants(self) -> Tenants: ...
+
+    @property
+    def videos(self) -> Videos: ...
 
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         """What must not be, by name of the rule, each with its offenders. All empty: the ledger is sound."""

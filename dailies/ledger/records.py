@@ -38,6 +38,28 @@ FINAL = frozenset(state for state, onward in ARROWS.items() if not onward)
 RECOVERED = "Recovered after restart"
 
 
+class VideoState(StrEnum):
+    UPLOADED = "uploaded"
+    PROCESSING = "processing"
+    AWAITING_LAYOUT = "awaiting_layout"
+    INFERRING = "inferring"
+    READY = "ready"
+    ERROR = "error"
+
+
+# Any state may end in error, and from error or ready the work may begin again.
+VIDEO_ARROWS: Mapping[VideoState, frozenset[VideoState]] = MappingProxyType(
+    {
+        VideoState.UPLOADED: frozenset({VideoState.PROCESSING, VideoState.ERROR}),
+        VideoState.PROCESSING: frozenset({VideoState.AWAITING_LAYOUT, VideoState.READY, VideoState.ERROR}),
+        VideoState.AWAITING_LAYOUT: frozenset({VideoState.PROCESSING, VideoState.INFERRING, VideoState.ERROR}),
+        VideoState.INFERRING: frozenset({VideoState.READY, VideoState.ERROR}),
+        VideoState.READY: frozenset({VideoState.PROCESSING, VideoState.INFERRING, VideoState.ERROR}),
+        VideoState.ERROR: frozenset({VideoState.PROCESSING, VideoState.INFERRING}),
+    }
+)
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What a tenant asks for. ``deployment`` is the Prefect deployment that runs it: ``flow/name``."""
@@ -124,6 +146,22 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Video:
+    """What is known of an upload. ``version`` counts its changes of state."""
+
+    tenant: str
+    video: str
+    media_key: str
+    state: VideoState
+    version: int
+    error_code: str
+    error: str
+    metadata: dict[str, Any]
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True)
 class Run:
     """One attempt's flow run. ``ending`` is how the ledger saw it end; ``shown`` when Prefect was told."""
 
@@ -156,6 +194,16 @@ class Event:
 
 def job_resource(job_id: str) -> str:
     return f"job:{job_id}"
+
+
+def video_resource(tenant: str, video: str) -> str:
+    return f"video:{tenant}/{video}"
+
+
+def video_of(resource: str) -> tuple[str, str]:
+    """The tenant and the video that a lease is on; of any other lease, something that no video has."""
+    tenant, _, video = resource.removeprefix("video:").partition("/")
+    return tenant, video
 
 
 def event_id(source: str, subject: str, kind: str, occasion: str) -> str:

@@ -93,6 +93,17 @@ def test_a_clip_is_probed_drawn_and_published(site, clip, clip_bytes, end_of, cl
     probe = json.loads(site.store.get(published["probe"]["artifacts"][0]["key"]))
     assert [stream["kind"] for stream in probe["streams"]] == ["video", "audio"]
     assert (probe["streams"][0]["video"]["frames"], probe["decoded_us"] // 1_000_000) == (50, 2)
+
+    known = site.ledger.videos.get("acme", "v1")
+    picture = probe["streams"][0]["video"]
+    assert (known.media_key, known.state) == (clip, "uploaded")
+    assert known.metadata == {
+        "sha256": job.result["sha256"],
+        "size": len(clip_bytes),
+        "duration_us": probe["decoded_us"],
+        "width": picture["display_width"],
+        "height": picture["display_height"],
+    }
     sheet = published["contact_sheet"]["artifacts"][0]
     assert sheet == job.result["contact_sheet"]
     assert sheet["key"].startswith("acme/client/videos/v1/contact-sheet/")

@@ -14,6 +14,7 @@ from dailies.ledger.sqlite.jobs import SqliteJobs
 from dailies.ledger.sqlite.leases import SqliteLeases
 from dailies.ledger.sqlite.messages import SqliteInbox, SqliteOutbox
 from dailies.ledger.sqlite.units import SqliteCalls, SqliteGenerations, SqliteUnits
+from dailies.ledger.sqlite.videos import SqliteVideos
 
 
 class SqliteTenants:
@@ -48,6 +49,7 @@ class SqliteLedger:
         self.outbox = SqliteOutbox(self._database)
         self.inbox = SqliteInbox(self._database)
         self.tenants = SqliteTenants(self._database)
+        self.videos = SqliteVideos(self._database)
 
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         return audit(self._database, grace)

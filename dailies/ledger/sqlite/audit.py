@@ -25,6 +25,10 @@ RULES = {
     "done with a unit unfinished": """
         SELECT job || ' ' || key FROM units JOIN jobs ON jobs.id = job
         WHERE jobs.state = 'DONE' AND units.state = 'RUNNING'""",
+    "video state unlike its last event": """
+        SELECT tenant || '/' || video FROM videos WHERE version > 0 AND 'dailies.video.' || state IS NOT (
+            SELECT type FROM outbox WHERE subject = tenant || '/' || video AND type LIKE 'dailies.video.%'
+            ORDER BY seq DESC LIMIT 1)""",
     "broken reference": "SELECT \"table\" || ' ' || rowid FROM pragma_foreign_key_check",
     "damaged database": "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check != 'ok'",
 }

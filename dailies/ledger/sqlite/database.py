@@ -16,7 +16,6 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 
 from dailies.errors import DailiesError, Missing, NotConfigured, Transient
 
-SCHEMA_VERSION = 1
 BUSY_S = 15.0
 PASSING = ("locked", "busy", "disk i/o", "full")
 
@@ -93,15 +92,21 @@ class Database:
         except OSError as error:
             raise NotConfigured(f"cannot create the ledger's folder {self.path.parent}: {error.strerror}") from error
         with self.transaction() as tx:
-            found = int(tx.one("PRAGMA user_version")[0])
-            if found == 0:
-                tx.script((files(__package__) / "schema.sql").read_text())
-                tx.run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif found != SCHEMA_VERSION:
+            found, scripts = int(tx.one("PRAGMA user_version")[0]), schema()
+            if found > len(scripts):
                 raise NotConfigured(
-                    f"{self.path} has ledger schema {found}, this version of dailies needs {SCHEMA_VERSION}: "
+                    f"{self.path} has ledger schema {found}, this version of dailies knows {len(scripts)}: "
                     "use the dailies that wrote it, or another DAILIES_HOME"
                 )
+            for script in scripts[found:]:
+                tx.script(script)
+            tx.run(f"PRAGMA user_version = {len(scripts)}")
+
+
+def schema() -> list[str]:
+    """The scripts that lead from an empty file to the present schema; a ledger's version is how many it has had."""
+    folder = files(__package__) / "schema"
+    return [script.read_text() for script in sorted(folder.iterdir(), key=lambda script: script.name)]
 
 
 class Transaction:

@@ -13,6 +13,9 @@ from dailies.ledger.records import Call, Lease, Unit
 from dailies.ledger.sqlite.database import Database, Transaction
 from dailies.ledger.sqlite.leases import HELD, held, holds, over
 
+ORPHAN = """calls.state IN ('INTENDED', 'SUBMITTED') AND EXISTS (
+    SELECT 1 FROM jobs WHERE jobs.id = calls.job AND jobs.state IN ('DONE', 'FAILED', 'CANCELED'))"""
+
 
 def as_unit(row: sqlite3.Row) -> Unit:
     return Unit(
@@ -108,7 +111,10 @@ class SqliteCalls:
             lease,
             f"""
             INSERT INTO calls (unit, job, state, fence) SELECT :unit, :job, 'INTENDED', :fence WHERE {HELD}
-            ON CONFLICT (job, unit) DO UPDATE SET fence = excluded.fence
+            ON CONFLICT (job, unit) DO UPDATE SET
+                call_id = CASE WHEN calls.state IN ('FAILED', 'CANCELED') THEN '' ELSE calls.call_id END,
+                state = CASE WHEN calls.state IN ('FAILED', 'CANCELED') THEN 'INTENDED' ELSE calls.state END,
+                fence = excluded.fence
             RETURNING *
             """,
             unit=unit,
@@ -133,10 +139,17 @@ class SqliteCalls:
 
     def orphans(self) -> Sequence[Call]:
         rows = self._database.all(
-            """SELECT calls.* FROM calls JOIN jobs ON jobs.id = calls.job
-               WHERE jobs.state IN ('DONE', 'FAILED', 'CANCELED') AND calls.state IN ('INTENDED', 'SUBMITTED')"""
+            f"SELECT * FROM calls WHERE {ORPHAN}",
         )
         return [as_call(row) for row in rows]
+
+    def reap(self, call: Call) -> None:
+        with self._database.transaction() as tx:
+            tx.run(
+                f"UPDATE calls SET state = 'CANCELED' WHERE job = :job AND unit = :unit AND {ORPHAN}",
+                job=call.job,
+                unit=call.unit,
+            )
 
     def _write(self, lease: Lease, sql: str, **values: Any) -> Call:
         with self._database.transaction() as tx:

@@ -11,10 +11,10 @@ from contextlib import closing
 import pytest
 
 from dailies.errors import DailiesError, Injected, Missing, NotConfigured, Transient, Unreadable
-from dailies.ledger.records import JobState, job_resource
+from dailies.ledger.records import JobState, VideoState, job_resource
 from dailies.ledger.sqlite import SqliteLedger, database
 from dailies.ledger.sqlite.audit import RULES
-from tests.unit.ledger.contract import dispatch, jobs, leases, messages, units, whole
+from tests.unit.ledger.contract import dispatch, jobs, leases, messages, units, videos, whole
 from tests.unit.ledger.contract.world import ORDERS, ROOM, TTL, Clock, at_once, in_state, picture, request, running
 
 pytestmark = pytest.mark.unit
@@ -107,6 +107,10 @@ class TestTenants(messages.TenantContract):
     pass
 
 
+class TestVideos(videos.VideoContract):
+    pass
+
+
 class TestAudit(whole.AuditContract):
     pass
 
@@ -170,6 +174,15 @@ def _(ledger):
     ledger.units.complete(lease, "unit-1", "probe", "d", 1)
     ledger.jobs.done(lease, 1)
     return "UPDATE units SET state = 'RUNNING'", f"{job.id} unit-1"
+
+
+@damages("video state unlike its last event")
+def _(ledger):
+    _, lease = running(ledger)
+    ledger.videos.register("acme", "v1", "acme/client/videos/v1/clip.mp4")
+    video = ledger.leases.acquire("video:acme/v1", lease.holder, TTL)
+    ledger.videos.update(video, state=VideoState.PROCESSING)
+    return "UPDATE videos SET state = 'ready'", "acme/v1"
 
 
 @damages("broken reference")
@@ -309,6 +322,19 @@ def test_a_ledger_of_another_schema_is_not_touched(tmp_path):
         SqliteLedger(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+
+
+def test_a_ledger_of_an_earlier_schema_is_brought_up_to_date_with_what_it_holds(tmp_path, clock, monkeypatch):
+    first = database.schema()[:1]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database, "schema", lambda: first)
+        old = SqliteLedger(tmp_path / "ledger.db", clock)
+        job = old.jobs.submit(request())
+        old.close()
+    ledger = SqliteLedger(tmp_path / "ledger.db", clock)
+    assert ledger.jobs.get(job.id) == job
+    assert ledger.videos.register("acme", "v1", "key").state is VideoState.UPLOADED
+    ledger.close()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -11,7 +11,6 @@ from dailies.errors import (
 )
 from dailies.ledger.records import (
     JobState,
-    job_resource,
 )
 from tests.unit.ledger.contract.world import (
     TTL,
@@ -127,14 +126,25 @@ class CallContract(Sound):
         _, lease = start_again(ledger, job.id, "run-2")
         assert ledger.calls.intend(lease, "unit-1") == submitted
 
-    @pytest.mark.parametrize("state", ["DONE", "FAILED", "CANCELED"])
-    def test_a_call_that_ended_is_known_with_its_ending(self, ledger, state):
+    def test_a_call_that_is_done_is_known_with_its_id(self, ledger):
         _, lease = running(ledger)
+        ledger.calls.intend(lease, "unit-1")
+        ledger.calls.submitted(lease, "unit-1", "call-7")
+        done = ledger.calls.ended(lease, "unit-1", "DONE")
+        assert (done.call_id, done.state) == ("call-7", "DONE")
+        assert ledger.calls.intend(lease, "unit-1") == done
+
+    @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+    def test_a_call_that_came_to_nothing_is_intended_anew(self, ledger, state):
+        job, lease = running(ledger)
         ledger.calls.intend(lease, "unit-1")
         ledger.calls.submitted(lease, "unit-1", "call-7")
         ended_call = ledger.calls.ended(lease, "unit-1", state)
         assert (ended_call.call_id, ended_call.state) == ("call-7", state)
-        assert ledger.calls.intend(lease, "unit-1") == ended_call
+        again = ledger.calls.intend(lease, "unit-1")
+        assert (again.call_id, again.state) == ("", "INTENDED")
+        ledger.jobs.cancel(job.id)
+        assert list(ledger.calls.orphans()) == [again], "it may have been submitted, so somebody has to look"
 
     def test_a_call_that_was_never_intended_is_missing_and_the_lease_is_not_blamed(self, ledger):
         job, lease = running(ledger)
@@ -174,13 +184,24 @@ class CallContract(Sound):
             )
         }
 
-    def test_who_takes_the_lease_of_a_final_job_can_write_down_that_its_calls_were_cancelled(self, ledger):
+    def test_a_reaped_orphan_is_an_orphan_no_more(self, ledger):
         job, lease = running(ledger)
         ledger.calls.intend(lease, "unit-1")
+        ledger.calls.intend(lease, "unit-2")
         ledger.jobs.cancel(job.id)
-        reaper = ledger.leases.acquire(job_resource(job.id), "reaper", TTL)
-        ledger.calls.ended(reaper, "unit-1", "CANCELED")
-        ledger.leases.release(reaper)
+        first, second = sorted(ledger.calls.orphans(), key=lambda call: call.unit)
+        ledger.calls.reap(first)
+        ledger.calls.reap(first)
+        assert list(ledger.calls.orphans()) == [second]
+
+    def test_only_an_orphan_can_be_reaped(self, ledger):
+        _, lease = running(ledger)
+        intended = ledger.calls.intend(lease, "unit-1")
+        ledger.calls.reap(intended)
+        assert ledger.calls.intend(lease, "unit-1") == intended, "its job is still running"
+        done = ledger.calls.ended(lease, "unit-1", "DONE")
+        ledger.jobs.done(lease, 1)
+        ledger.calls.reap(done)
         assert list(ledger.calls.orphans()) == []
 
 
