@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dailies.canonical import CHUNK, digest, file_digest, write_atomically
+from dailies.canonical import CHUNK, Digested, digest, file_digest, write_atomically
 from dailies.errors import Missing
 from dailies.store.interface import Artifact, Stored
 from dailies.store.keys import check_key
@@ -24,8 +24,9 @@ class LocalFolder:
 
     def put_file(self, key: str, path: Path) -> Artifact:
         with path.open("rb") as file:
-            write_atomically(self._path(key), iter(lambda: file.read(CHUNK), b""))
-        return Artifact(key, file_digest(self._path(key)), self._path(key).stat().st_size)
+            passing = Digested(iter(lambda: file.read(CHUNK), b""))
+            write_atomically(self._path(key), passing)
+        return Artifact(key, passing.sha256, passing.size)
 
     def get(self, key: str) -> bytes:
         with self.local(key) as path:
