@@ -9,8 +9,13 @@ from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
+from blocks.compute import LocalCompute, ModalCompute
+from blocks.redis import RedisStream
 from blocks.s3 import S3Bucket
+from blocks.supabase import SupabaseLedger
+from dailies.compute.interface import Compute
 from dailies.errors import NotConfigured
+from dailies.events.fanout import Fanout
 from dailies.events.interface import Sink
 from dailies.events.prefect_api import PrefectEvents as HttpEvents
 from dailies.home import home
@@ -25,7 +30,9 @@ class OpenSite:
     name: str
     store: Store
     ledger: Ledger
+    compute: Compute
     events: Sink | None
+    scenarios: bool = True
 
 
 class LocalFolder(Block):
@@ -70,7 +77,7 @@ class PrefectEvents(Block):
 
 
 class Site(Block):
-    """Store, ledger and events together."""
+    """Store, ledger, compute and events together. Flows name it in their parameter ``site``."""
 
     _block_type_name = "Dailies site"
     _block_type_slug = "dailies-site"
@@ -78,11 +85,38 @@ class Site(Block):
     store: LocalFolder | S3Bucket = Field(
         default_factory=LocalFolder, description="Where media and results are kept: a local folder or a bucket."
     )
-    ledger: SqliteLedger = Field(default_factory=SqliteLedger, description="Where jobs, units and leases are kept.")
-    events: PrefectEvents = Field(default_factory=PrefectEvents, description="Where events go.")
+    ledger: SqliteLedger | SupabaseLedger = Field(
+        default_factory=SqliteLedger,
+        description="Where jobs, units and leases are kept: a SQLite file for one machine, Supabase for many.",
+    )
+    compute: LocalCompute | ModalCompute = Field(
+        default_factory=LocalCompute, description="Where heavy work runs: processes of this machine, or Modal."
+    )
+    events: PrefectEvents = Field(default_factory=PrefectEvents, description="The Prefect server that gets the events.")
+    stream: RedisStream | None = Field(
+        default=None, description="A Redis stream that gets the events as well. Empty: Prefect alone."
+    )
+    scenarios: bool = Field(
+        default=False,
+        description="Whether scenarios may run here. They kill, freeze and take over whatever they find in the ledger: "
+        "allow it for a site that serves nothing else, never for production.",
+    )
 
     def open(self, name: str) -> OpenSite:
-        return OpenSite(name, self.store.open(), self.ledger.open(), self.events.open())
+        return OpenSite(
+            name,
+            self.store.open(),
+            self.ledger.open(),
+            self.compute.open(self.store),
+            self.open_events(),
+            self.scenarios,
+        )
+
+    def open_events(self) -> Sink | None:
+        prefect = self.events.open()
+        if prefect is None or self.stream is None:
+            return prefect
+        return Fanout([prefect, self.stream.open()])
 
 
 def open_site(name: str = "local") -> OpenSite:

@@ -40,13 +40,17 @@ def scenario(
     seed: Annotated[int | None, typer.Option(help="Drives every random choice.")] = None,
     parameter: Annotated[list[str] | None, typer.Option("-p", metavar="KEY=VALUE", help="Any parameter.")] = None,
     report: Annotated[Path | None, typer.Option(help="Copy the journal to this file.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Run its twin on the work pool gpu.")] = False,
 ) -> None:
     """Break something on purpose and judge what came of it.
 
     Exit status: 0 passed, 1 violated, 2 error, 3 inconclusive, 4 skipped.
     """
+    from services import gpu_twin
     from services.scenarios import run
 
+    if gpu:
+        sys.exit(gpu_twin.run(name, mode, report, say))
     options = {"mode": mode} | ({} if seed is None else {"seed": str(seed)})
     sys.exit(run(name, options, parameter or [], report, say))
 

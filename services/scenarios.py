@@ -29,8 +29,7 @@ def run(
     say: Callable[[str], None],
 ) -> int:
     """The exit status of the verdict."""
-    if name not in SCENARIOS:
-        raise BadInput(f"there is no scenario {name!r}: choose from {', '.join(sorted(SCENARIOS))}")
+    check_name(name)
     given = {**options, **dict(pair_of(pair) for pair in pairs)}
     flow = load(name)
     parameters = checked(flow, given)
@@ -40,6 +39,11 @@ def run(
     with ticking(f"{name}: see it at {url.removesuffix('/api')}/runs"):
         state = flow(**parameters, return_state=True)
     return conclude(name, state, before, report, say)
+
+
+def check_name(name: str) -> None:
+    if name not in SCENARIOS:
+        raise BadInput(f"there is no scenario {name!r}: choose from {', '.join(sorted(SCENARIOS))}")
 
 
 def pair_of(text: str) -> tuple[str, str]:
@@ -81,7 +85,9 @@ def conclude(name: str, state: Any, since: float, report: Path | None, say: Call
 
     path = home() / "runs" / "last" / f"{name}.json"
     if not path.exists() or path.stat().st_mtime < since:  # never an earlier run's verdict
-        raise DailiesError(f"{name} left no journal: {state.message}")
+        failure = state.result(raise_on_failure=False)
+        known = isinstance(failure, DailiesError)
+        raise failure if known else DailiesError(f"{name} left no journal: {state.message}")
     journal = read(path)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import socket
 import threading
 
 from blocks.site import OpenSite, open_site
-from dailies.errors import Held, Transient
+from dailies.errors import Held, NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.holding import holding
 from dailies.ledger.records import Caps
@@ -45,7 +45,7 @@ def relay_events(site: OpenSite, ended: threading.Event) -> None:
                     site.ledger.outbox.wait(mark, IDLE_S)
         except Held:
             ended.wait(IDLE_S)
-        except Transient as error:
+        except (Transient, NotConfigured) as error:
             log.warning("action=later error=%s", error)
             ended.wait(IDLE_S)
         except Exception:  # the sweep delivers too, but seconds later

@@ -26,10 +26,9 @@ from dailies.scenarios import contenders
 from dailies.scenarios.exclusion import EffectLog, examine, read_history
 from dailies.scenarios.journal import Check
 from dailies.scenarios.processes import Child
-from tasks.scenario import SWEEP_S, Scenario
+from tasks.scenario import SWEEP_S, TENANT, Scenario
 from tasks.verdict import show_png
 
-TENANT = "scenario"
 LANES = 16
 RESCUE_S = 20.0
 CRASH_POINT = "probe_media:committed"
@@ -44,11 +43,10 @@ def part(name: str) -> Callable[[Callable[..., Any]], Any]:
 def race(run: Scenario, contenders_count: int, rounds: int, ttl: float) -> None:
     """Many processes, one lease: never two inside, everyone served."""
     log = run.place / "race.jsonl"
+    resource, seed = run.named("race"), run.journal.seed
     with run.journal.span("race", f"{contenders_count} contenders"):
         children = [
-            run.nursery.spawn(
-                contenders.race, run.trial.path, log, f"racer-{n}", "race", rounds, max(ttl, 10.0), run.journal.seed
-            )
+            run.nursery.spawn(contenders.race, run.trial, log, f"racer-{n}", resource, rounds, max(ttl, 10.0), seed)
             for n in range(contenders_count)
         ]
         finish(children, 300)
@@ -71,10 +69,10 @@ def kill_the_holder(run: Scenario, times: int, ttl: float) -> None:
 
 
 def kill_once(run: Scenario, number: int, ttl: float) -> float:
-    log, resource = run.place / f"kill-{number}.jsonl", f"kill-{number}"
-    holder = run.nursery.spawn(contenders.hold_for_ever, run.trial.path, log, "holder", resource, ttl, name="holder")
+    log, resource = run.place / f"kill-{number}.jsonl", run.named(f"kill-{number}")
+    holder = run.nursery.spawn(contenders.hold_for_ever, run.trial, log, "holder", resource, ttl, name="holder")
     run.until(lambda: entered(log, "holder"), 30, "the holder did not get its lease")
-    rival = run.nursery.spawn(contenders.take_over, run.trial.path, log, "rival", resource, ttl, name="rival")
+    rival = run.nursery.spawn(contenders.take_over, run.trial, log, "rival", resource, ttl, name="rival")
     run.until(lambda: "rival" in said(log), 30, "the rival did not come")
     time.sleep(ttl)  # long enough for a lease that nobody renews to be lost
     run.journal.expect("kill: a living holder keeps its lease", entered(log, "rival"), False)
@@ -128,7 +126,7 @@ def trials_in_lanes(
 
     def drive(lane: int) -> list[list[str]]:
         out = run.place / f"{name}-{lane}.jsonl"
-        args = (run.trial.path, out, f"{name}-{lane}", shares[lane], ttl)
+        args = (run.trial, out, run.named(f"{name}-{lane}"), shares[lane], ttl)
         holder = run.nursery.spawn(program, *args, name=f"{name}-{lane}", log=run.log(f"{name}-{lane}"))
         landed = [trial(run, holder, out, number, ttl) for number in range(shares[lane])]
         finish([holder], 30)
@@ -192,7 +190,9 @@ def keep_while_busy(run: Scenario, ttl: float, ttls: int = 10) -> None:
     outs = {how: run.place / f"busy-{how.replace(' ', '-')}.json" for how in contenders.WORK}
     with run.journal.span("busy", f"{ttls} ttls"):
         children = [
-            run.nursery.spawn(contenders.keep_busy, run.trial.path, how, how, ttl, ttls, how, out, name=f"busy {how}")
+            run.nursery.spawn(
+                contenders.keep_busy, run.trial, how, run.named(how), ttl, ttls, how, out, name=f"busy {how}"
+            )
             for how, out in outs.items()
         ]
         for how in outs:
@@ -209,13 +209,13 @@ def keep_while_busy(run: Scenario, ttl: float, ttls: int = 10) -> None:
         run.journal.expect(f"busy: nobody got in beside {how}", thefts[how], 0)
 
 
-def is_held(run: Scenario, resource: str) -> bool:
-    return run.trial.leases.holder(resource) is not None
+def is_held(run: Scenario, name: str) -> bool:
+    return run.trial.leases.holder(run.named(name)) is not None
 
 
-def steal(run: Scenario, resource: str) -> bool:
+def steal(run: Scenario, name: str) -> bool:
     try:
-        run.trial.leases.release(run.trial.leases.acquire(resource, "thief", 60))
+        run.trial.leases.release(run.trial.leases.acquire(run.named(name), "thief", 60))
     except Held:
         return False
     return True
@@ -224,11 +224,11 @@ def steal(run: Scenario, resource: str) -> bool:
 @part("refuse-misuse")
 def refuse_misuse(run: Scenario) -> None:
     """Wrong uses of a lease get a typed error and change nothing."""
-    codes = contenders.misuses(run.trial)
+    codes = contenders.misuses(run.trial, run.named(""))
     for name, code in contenders.MISUSE_CODES.items():
         run.journal.expect(f"misuse: {name}", codes.get(name), code)
     swept = [lease.resource for lease in run.trial.leases.sweep()]
-    run.journal.expect("misuse: an expired lease is cleaned up", swept, ["gone"])
+    run.journal.expect("misuse: an expired lease is cleaned up", swept, [run.named("gone")])
 
 
 @part("two-flows-one-video")
@@ -237,7 +237,7 @@ def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: in
     clip, working = upload(run, "shared"), run.place / "working.jsonl"
 
     def ingest(name: str, keys: list[str], patience: float, faults: str = "") -> Child:
-        args = (keys, patience, run.environment["PREFECT_API_URL"], run.pool, faults, working)
+        args = (run.site.name, keys, patience, run.environment["PREFECT_API_URL"], run.pool, faults, working)
         return run.nursery.spawn(run_ingest, *args, name=name, env=run.environment, log=run.log(name))
 
     with run.journal.span("two flows", "one video"):
@@ -264,7 +264,7 @@ def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: in
 
 
 def upload(run: Scenario, video: str) -> str:
-    key = f"{TENANT}/client/videos/{video}/clip.mp4"
+    key = f"{TENANT}/client/videos/{run.named(video)}/clip.mp4"
     run.store.put_file(key, sample(run))
     return key
 
@@ -280,7 +280,7 @@ def sample(run: Scenario) -> Path:
 
 
 def jobs_on(run: Scenario, key: str) -> list[Job]:
-    return [job for job in run.ledger.jobs.all(limit=100_000) if job.params.get("media_key") == key]
+    return [job for _, job in run.jobs() if job.params.get("media_key") == key]
 
 
 def blocked(run: Scenario, key: str) -> int:
@@ -297,7 +297,9 @@ def recover_ingest(run: Scenario) -> dict[str, Any]:
     armed = failpoints.environment(f"{CRASH_POINT}=kill", log)
     deployment = run.deploy("ingest-media", "flows.ingest_media.ingest_media", armed)
     params = {"tenant": TENANT, "media_key": key}
-    job = run.ledger.jobs.submit(JobRequest(TENANT, "ingest-media", f"{TENANT}/recovered", params, deployment))
+    job = run.ledger.jobs.submit(
+        JobRequest(TENANT, "ingest-media", f"{TENANT}/{run.named('recovered')}", params, deployment)
+    )
     supervisor, worker = run.supervisor(), run.worker("worker-1")
     with run.journal.span("recovery", "attempt 1"):
         # The pool's other worker comes when the run is taken, so that it cannot be the one that takes it.

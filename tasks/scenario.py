@@ -20,21 +20,23 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
+from blocks.site import LocalFolder, OpenSite, Site, SqliteLedger, open_site
 from dailies.errors import DailiesError, NotConfigured
 from dailies.home import home
-from dailies.ledger.holding import TTL_S
+from dailies.ledger.holding import TTL_S, holding
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import FINAL, Job
-from dailies.ledger.sqlite import SqliteLedger
+from dailies.ledger.sqlite import SqliteLedger as EmbeddedLedger
 from dailies.scenarios.contenders import until
 from dailies.scenarios.journal import Check, Journal, expect
 from dailies.scenarios.leaks import no_files, no_processes
 from dailies.scenarios.processes import Child, Nursery
 from dailies.scenarios.verdict import Verdict, conclude
-from dailies.store.local import LocalFolder
 from tasks.verdict import final_state, publish_verdict
 
 Mode = Literal["quick", "full"]
+TENANT = "scenario"
+MANY = 100_000
 POOL_PREFIX = "scenario-"
 LEFTOVER_AGE = timedelta(hours=1)
 KEPT_RUNS = 20
@@ -47,15 +49,34 @@ class Scenario:
 
     state: State[Any]
 
-    def __init__(self, journal: Journal, place: Path, nursery: Nursery) -> None:
+    def __init__(self, journal: Journal, place: Path, nursery: Nursery, site: OpenSite, trial: Ledger) -> None:
         self.journal = journal
         self.place = place
         self.nursery = nursery
-        self.ledger = SqliteLedger(place / "ledger.db")
-        self.trial = SqliteLedger(place / "trial.db")  # for what no supervisor may meddle with
-        self.store = LocalFolder(place / "media")
+        self.site = site
+        self.ledger = site.ledger
+        self.trial = trial  # for what no supervisor may meddle with; on a site of many machines there is only one
+        self.store = site.store
+        self.earlier = frozenset(job.id for job in self.ledger.jobs.all(limit=MANY))
         self.pool = f"{POOL_PREFIX}{journal.run_id[:12]}"
         self.over = threading.Event()
+
+    @property
+    def has_a_ledger_of_its_own(self) -> bool:
+        return self.trial is not self.ledger
+
+    def named(self, name: str) -> str:
+        """A name for a resource or a video that no other scenario on the same site uses."""
+        return f"{self.journal.run_id[-8:]}-{name}"
+
+    def ledgers(self) -> dict[str, Ledger]:
+        trial = {"trial ledger": self.trial} if self.has_a_ledger_of_its_own else {}
+        return {"ledger": self.ledger, **trial}
+
+    def jobs(self) -> list[tuple[Ledger, Job]]:
+        """Those that this scenario submitted."""
+        found = [(ledger, job) for ledger in self.ledgers().values() for job in ledger.jobs.all(limit=MANY)]
+        return [(ledger, job) for ledger, job in found if job.id not in self.earlier]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -92,20 +113,26 @@ class Scenario:
         return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
 
     def supervisor(self, name: str = "supervisor") -> Child:
-        command = [sys.executable, "-m", "services.supervisor"]
+        command = [sys.executable, "-m", "services.supervisor", "--site", self.site.name]
         return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
 
 
 @contextmanager
-def scenario(name: str, seed: int, parameters: Mapping[str, Any], preload: tuple[str, ...] = ()) -> Iterator[Scenario]:
-    """Whatever happens inside ends in a journal and a verdict; an error of the scenario's own is one of them."""
+def scenario(
+    name: str, seed: int, parameters: Mapping[str, Any], site: str = "local", preload: tuple[str, ...] = ()
+) -> Iterator[Scenario]:
+    """Whatever happens inside ends in a journal and a verdict; an error of the scenario's own is one of them.
+
+    On ``local`` it has store and ledger to itself, in a folder of its own; on another site nobody else may be at work.
+    """
     api_url()
-    journal = Journal(scenario=name, seed=seed, parameters=dict(parameters))
+    journal = Journal(scenario=name, seed=seed, parameters={"site": site, **parameters})
     place = home() / "scenarios" / journal.run_id
-    place.mkdir(parents=True)
     with ExitStack() as last, get_client(sync_client=True) as client:
+        stage, trial = of_its_own(place) if site == "local" else last.enter_context(to_itself(site, journal.run_id))
+        place.mkdir(parents=True, exist_ok=True)
         nursery = last.enter_context(Nursery(preload))
-        run = Scenario(journal, place, nursery)
+        run = Scenario(journal, place, nursery, stage, trial)
         sweep_leftovers(client)
         client.create_work_pool(WorkPoolCreate(name=run.pool, type="process"))
         last.callback(delete_pool, client, run.pool)
@@ -125,10 +152,54 @@ def scenario(name: str, seed: int, parameters: Mapping[str, Any], preload: tuple
             run.over.set()
             nursery.cleanup()
             end_runs(client, run.pool)
-        journal.add(no_files(place / "media"))
-        run.ledger.close()
-        run.trial.close()
+        clear_away(run)
+        for ledger in run.ledgers().values():
+            ledger.close()
     settle(run)
+
+
+def of_its_own(place: Path) -> tuple[OpenSite, Ledger]:
+    site = Site(store=LocalFolder(path=str(place / "media")), ledger=SqliteLedger(path=str(place / "ledger.db")))
+    return site.open("local"), EmbeddedLedger(place / "trial.db")
+
+
+@contextmanager
+def to_itself(name: str, run_id: str) -> Iterator[tuple[OpenSite, Ledger]]:
+    """A site that is there for scenarios, with no work under way: they take over whatever they find."""
+    site = open_site(name)
+    if not site.scenarios:
+        raise NotConfigured(
+            f"site {name!r} is not open to scenarios, which kill and take over what they find there: "
+            "set `scenarios` in its block, if it serves nothing else"
+        )
+    with holding(site.ledger, "scenarios", run_id):
+        site.ledger.jobs.recover()
+        site.ledger.leases.sweep()
+        if busy := [job.id for job in site.ledger.jobs.all(limit=MANY) if not job.final]:
+            raise NotConfigured(
+                f"site {name!r} is at work: let {len(busy)} jobs end, or cancel them: {', '.join(busy[:3])}"
+            )
+        yield site, site.ledger
+
+
+def clear_away(run: Scenario) -> None:
+    """A place of its own goes with the scenario's folder; elsewhere only its objects are its to delete."""
+    if run.has_a_ledger_of_its_own:
+        run.journal.add(no_files(run.place / "media"))
+        return
+    for key in objects_of(run):
+        run.store.delete(key)
+    run.journal.expect("no object left in the store", objects_of(run), [], "who still writes there?")
+
+
+def objects_of(run: Scenario) -> list[str]:
+    folders = (f"{TENANT}/{side}/videos" for side in ("client", "server"))
+    return [
+        found.key
+        for folder in folders
+        for found in run.store.list(folder)
+        if found.key.removeprefix(f"{folder}/").startswith(run.named(""))
+    ]
 
 
 def api_url() -> str:
@@ -156,14 +227,14 @@ def sound(run: Scenario, grace: float) -> list[Check]:
     fix = "see dailies/ledger/sqlite/audit.py for the rule, and the ledger in the scenario's folder for the rows"
     return [
         expect(f"{name}: no {rule}", found, [], fix)
-        for name, ledger in (("ledger", run.ledger), ("trial ledger", run.trial))
+        for name, ledger in run.ledgers().items()
         for rule, found in ledger.audit(grace).items()
     ]
 
 
 def nothing_lost(run: Scenario) -> list[Check]:
     """Call when all work has ended: what was accepted must have come to an end, and no effect happened twice."""
-    accepted = [(ledger, job) for ledger in (run.ledger, run.trial) for job in ledger.jobs.all(limit=100_000)]
+    accepted = run.jobs()
     unfinished = [f"{job.id} is {job.state}" for _, job in accepted if not job.final]
     twice = [fault for ledger, job in accepted if (fault := effects_twice(ledger, job))]
     return [

@@ -15,12 +15,22 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    WorkerFilter,
+    WorkerFilterStatus,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 
 from blocks.site import OpenSite
+from dailies.compute.modal_token import token_is_missing
 from dailies.errors import NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.priority import priority_tags
@@ -39,6 +49,7 @@ class Swept:
     dispatched: int = 0
     shown: int = 0
     relayed: int = 0
+    skipped: int = 0
 
     def __str__(self) -> str:
         return " ".join(f"{name}={count}" for name, count in asdict(self).items() if count) or "nothing to do"
@@ -59,6 +70,7 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
             lambda: show_endings(site, client, swept),
             lambda: chase_unstarted(site, client),
             lambda: dispatch(site, client, caps or Caps(), swept),
+            lambda: skip_gpu_twins(client, swept),
         ]
         for part in parts:
             guarded(part)
@@ -70,7 +82,7 @@ def guarded(part: Callable[[], None]) -> None:
     """One bad row or a server that is away must not keep the other parts from their work."""
     try:
         part()
-    except (httpx.HTTPError, Transient) as error:
+    except (httpx.HTTPError, Transient, NotConfigured) as error:
         log.warning("action=later error=%s", str(error) or type(error).__name__)
     except Exception:
         log.exception("action=later")
@@ -167,6 +179,29 @@ def create_run(site: OpenSite, client: SyncPrefectClient, job: Job) -> None:
 def rank_tags(site: OpenSite, job: Job) -> list[str]:
     tier = site.ledger.tenants.tier(job.tenant)
     return priority_tags(job.tenant, tier, site.ledger.dispatch.rank(job), job.aging_rule)
+
+
+def skip_gpu_twins(client: SyncPrefectClient, swept: Swept) -> None:
+    """A scenario's GPU twin that nobody here can pay for says so, instead of waiting for a worker for ever."""
+    reason = token_is_missing()
+    if not reason:
+        return
+    due = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=["dailies", "infra:gpu", "expected:success"]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)}),
+    )
+    for run in client.read_flow_runs(flow_run_filter=due, limit=20):
+        if run.work_pool_name and workers_online(client, run.work_pool_name):
+            continue  # a worker elsewhere has a token
+        client.set_flow_run_state(run.id, Completed(name="Skipped", message=reason), force=True)
+        log.info("action=skip run=%s reason=%s", run.id, reason)
+        swept.skipped += 1
+
+
+def workers_online(client: SyncPrefectClient, pool: str) -> bool:
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    return bool(client.read_workers_for_work_pool(pool, worker_filter=online))
 
 
 def deliver(site: OpenSite, swept: Swept) -> None:

@@ -16,16 +16,14 @@ from dailies.errors import DailiesError, Fenced, Held, TimedOut
 from dailies.ledger.holding import acquire, holding, keeping
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Caps, Job, JobRequest, Lease
-from dailies.ledger.sqlite import SqliteLedger
-from dailies.ledger.sqlite.database import Database
 from dailies.scenarios.exclusion import EffectLog
 
 PATIENCE_S = 60.0
 
 
-def race(ledger_path: Path, log: Path, who: str, resource: str, rounds: int, ttl: float, seed: int) -> None:
+def race(ledger: Ledger, log: Path, who: str, resource: str, rounds: int, ttl: float, seed: int) -> None:
     """Ask for the same lease again and again, and write down when it is inside."""
-    ledger, rng = SqliteLedger(ledger_path), random.Random(f"{seed}/{who}")
+    rng = random.Random(f"{seed}/{who}")
     with EffectLog(log) as effects:
         for _ in range(rounds):
             effects.append(who, "asked")
@@ -36,9 +34,8 @@ def race(ledger_path: Path, log: Path, who: str, resource: str, rounds: int, ttl
             ledger.leases.release(lease)
 
 
-def hold_for_ever(ledger_path: Path, log: Path, who: str, resource: str, ttl: float) -> None:
+def hold_for_ever(ledger: Ledger, log: Path, who: str, resource: str, ttl: float) -> None:
     """A healthy holder that only death can part from its lease."""
-    ledger = SqliteLedger(ledger_path)
     with EffectLog(log) as effects:
         lease = acquire(ledger, resource, who, ttl, PATIENCE_S)
         with keeping(ledger, ttl) as keeper:
@@ -47,9 +44,8 @@ def hold_for_ever(ledger_path: Path, log: Path, who: str, resource: str, ttl: fl
             keeper.stopped.wait()
 
 
-def take_over(ledger_path: Path, log: Path, who: str, resource: str, ttl: float) -> None:
+def take_over(ledger: Ledger, log: Path, who: str, resource: str, ttl: float) -> None:
     """A rival that waits for its chance without pause."""
-    ledger = SqliteLedger(ledger_path)
     with EffectLog(log) as effects:
         effects.append(who, "asked")
         while True:
@@ -63,9 +59,8 @@ def take_over(ledger_path: Path, log: Path, who: str, resource: str, ttl: float)
         ledger.leases.release(lease)
 
 
-def keep_busy(ledger_path: Path, who: str, resource: str, ttl: float, ttls: int, how: str, out: Path) -> None:
+def keep_busy(ledger: Ledger, who: str, resource: str, ttl: float, ttls: int, how: str, out: Path) -> None:
     """Work for many ttls in a way that starves a careless renewal; say what became of the lease."""
-    ledger = SqliteLedger(ledger_path)
     with holding(ledger, resource, who, ttl) as keeper:
         WORK[how](ttl * ttls)
         lease = ledger.leases.holder(resource)
@@ -93,9 +88,8 @@ def spin(seconds: float) -> None:
 WORK: dict[str, Callable[[float], None]] = {"idle": idle, "blocked loop": block_the_event_loop, "busy thread": spin}
 
 
-def freeze_and_write(ledger_path: Path, out: Path, who: str, trials: int, ttl: float) -> None:
+def freeze_and_write(ledger: Ledger, out: Path, who: str, trials: int, ttl: float) -> None:
     """Freeze in the gap between claiming and writing, then, revived, try every write the ledger has."""
-    ledger = SqliteLedger(ledger_path)
     for trial in range(trials):
         job, lease, video = claim(ledger, f"{who}-{trial}", ttl)
         tell(out.with_suffix(".claims"), {"job": job.id, "video": video.resource})
@@ -134,9 +128,11 @@ def lands(write: Callable[[], object]) -> bool:
     return True
 
 
-def check_then_write(ledger_path: Path, out: Path, who: str, trials: int, ttl: float) -> None:
-    """The defect that fences exist for: ask whether the lease is still ours, then write, with a gap in between."""
-    ledger, table = SqliteLedger(ledger_path), Database(ledger_path)
+def check_then_write(ledger: Ledger, out: Path, who: str, trials: int, ttl: float) -> None:
+    """The defect that fences exist for: ask whether the lease is still ours, then write, with a gap in between.
+
+    It writes under whatever fence is current by then: to the ledger that is the same as a write without one.
+    """
     for trial in range(trials):
         resource = f"careless:{who}-{trial}"
         lease = ledger.leases.acquire(resource, who, ttl)
@@ -144,8 +140,8 @@ def check_then_write(ledger_path: Path, out: Path, who: str, trials: int, ttl: f
         if holder is not None and holder.fence == lease.fence:
             tell(out.with_suffix(".claims"), {"video": resource})
             os.kill(os.getpid(), signal.SIGSTOP)
-            with table.transaction() as tx:
-                tx.run("UPDATE generations SET key = 'stale' WHERE resource = :r", r=resource)
+            if (current := ledger.leases.holder(resource)) is not None:
+                ledger.generations.publish(current, "stale")
         tell(out, {"video": resource})
 
 
@@ -189,23 +185,24 @@ def until(true: Callable[[], bool], seconds: float, otherwise: str, over: thread
             raise TimedOut("another part of the scenario failed")
 
 
-def misuses(ledger: Ledger) -> dict[str, str]:
+def misuses(ledger: Ledger, prefix: str = "") -> dict[str, str]:
     """Each wrong use of a lease, and the code of the error that it got."""
-    lease = ledger.leases.acquire("misused", "owner", 60)
-    stranger = Lease("misused", "stranger", lease.fence, lease.expires_at)
-    gone = ledger.leases.acquire("gone", "owner", 0.01)
+    misused, never, free = f"{prefix}misused", f"{prefix}never leased", f"{prefix}free"
+    lease = ledger.leases.acquire(misused, "owner", 60)
+    stranger = Lease(misused, "stranger", lease.fence, lease.expires_at)
+    gone = ledger.leases.acquire(f"{prefix}gone", "owner", 0.01)
     time.sleep(0.05)
-    released = ledger.leases.acquire("released", "owner", 60)
+    released = ledger.leases.acquire(f"{prefix}released", "owner", 60)
     ledger.leases.release(released)
     found = {
         "release by a non-owner": lambda: ledger.leases.release(stranger),
         "renewal by a non-owner": lambda: ledger.leases.renew(stranger, 60),
         "a second release": lambda: ledger.leases.release(released),
         "renewal after expiry": lambda: ledger.leases.renew(gone, 60),
-        "an unknown resource": lambda: ledger.leases.release(Lease("never leased", "owner", 1, 0.0)),
-        "a ttl of zero": lambda: ledger.leases.acquire("ttl", "owner", 0),
-        "a negative ttl": lambda: ledger.leases.acquire("ttl", "owner", -1),
-        "a held lease": lambda: ledger.leases.acquire("misused", "stranger", 60),
+        "an unknown resource": lambda: ledger.leases.release(Lease(never, "owner", 1, 0.0)),
+        "a ttl of zero": lambda: ledger.leases.acquire(free, "owner", 0),
+        "a negative ttl": lambda: ledger.leases.acquire(free, "owner", -1),
+        "a held lease": lambda: ledger.leases.acquire(misused, "stranger", 60),
     }
     codes = {name: code_of(misuse) for name, misuse in found.items()}
     ledger.leases.release(lease)

@@ -12,7 +12,6 @@ from pydantic import PositiveFloat, PositiveInt
 from dailies import failpoints
 from flows.ingest_media import ingest_media
 from tasks.contention import (
-    TENANT,
     freeze_and_revive,
     keep_while_busy,
     kill_the_holder,
@@ -21,7 +20,7 @@ from tasks.contention import (
     refuse_misuse,
     two_flows_one_video,
 )
-from tasks.scenario import Mode, scenario
+from tasks.scenario import TENANT, Mode, scenario
 
 SIZES: dict[str, dict[str, int]] = {
     "quick": {"contenders": 8, "rounds": 5, "trials": 20, "kills": 1, "load": 8},
@@ -34,6 +33,7 @@ HEALTHY_TTL_S = 2.0
 @flow(name="lock-contention", persist_result=False, timeout_seconds=1800)
 def lock_contention(
     mode: Mode = "quick",
+    site: str = "local",
     contenders: PositiveInt | None = None,
     rounds: PositiveInt | None = None,
     ttl: PositiveFloat = 0.4,
@@ -43,6 +43,7 @@ def lock_contention(
 
     Args:
         mode: quick (about half a minute) or full (1,000 freezes).
+        site: Where: 'local', or the name of a 'Dailies site' block that is open to scenarios and serves nothing else.
         contenders: How many processes race for one lease; by default what the mode says.
         rounds: How often each of them must get it.
         ttl: For how long a frozen holder keeps its lease, in seconds.
@@ -50,10 +51,11 @@ def lock_contention(
     """
     size = SIZES[mode]
     parameters = {"mode": mode, "contenders": contenders, "rounds": rounds, "ttl": ttl}
-    with scenario("lock-contention", seed, parameters, preload=(__name__,)) as run:
+    with scenario("lock-contention", seed, parameters, site, preload=(__name__,)) as run:
         # What waits for other processes goes first, beside the rest; but not beside a thousand trials: it is timed.
+        # And where there is one ledger only, its supervisor must be gone before anybody else's leases expire there.
         recovering = recover_ingest.submit(run)
-        if mode == "full":
+        if mode == "full" or not run.has_a_ledger_of_its_own:
             recovering.wait()
         busy = keep_while_busy.submit(run, HEALTHY_TTL_S)
         sharing = two_flows_one_video.submit(run, run_ingest, size["load"])
@@ -70,9 +72,9 @@ def lock_contention(
     return run.state
 
 
-def run_ingest(keys: list[str], patience: float, api_url: str, pool: str, faults: str, log: Path) -> None:
+def run_ingest(site: str, keys: list[str], patience: float, api_url: str, pool: str, faults: str, log: Path) -> None:
     """In a child that was forked with Prefect loaded: the settings are those of now, not of the import."""
     failpoints.arm(faults, log)
     with temporary_settings({PREFECT_API_URL: api_url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tags(pool):
         for key in keys:
-            ingest_media(tenant=TENANT, media_key=key, patience_s=patience, return_state=True)
+            ingest_media(tenant=TENANT, media_key=key, site=site, patience_s=patience, return_state=True)

@@ -51,7 +51,8 @@ def prefect(visit: Visit) -> Iterator[Finding]:
         pools = client.read_work_pools()
         for pool in pools:
             workers = client.read_workers_for_work_pool(pool.name, worker_filter=online)
-            fix = "" if workers else "`dailies up` starts one"
+            start = "dailies up" if pool.name == "cpu" else f"prefect worker start --pool {pool.name}"
+            fix = "" if workers else f"`{start}` starts one"
             value = f"{len(workers)} workers online{', paused' if pool.is_paused else ''}"
             yield Finding("prefect", f"work pool {pool.name}", value, True if workers else None, fix)
         if not pools:

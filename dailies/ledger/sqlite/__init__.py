@@ -51,6 +51,10 @@ class SqliteLedger:
         self.tenants = SqliteTenants(self._database)
         self.videos = SqliteVideos(self._database)
 
+    def __reduce__(self) -> tuple[type[SqliteLedger], tuple[Path]]:
+        """Sent to another process, it opens its own connections there, by the clock that everybody shares."""
+        return SqliteLedger, (self.path,)
+
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         return audit(self._database, grace)
 

@@ -11,7 +11,7 @@ from dailies.ledger.records import JobRequest
 from dailies.scenarios.journal import Check, Journal
 from dailies.scenarios.processes import Nursery
 from dailies.scenarios.verdict import Verdict
-from tasks.scenario import Scenario, nothing_lost, sound
+from tasks.scenario import Scenario, nothing_lost, of_its_own, sound
 from tasks.verdict import final_state
 
 pytestmark = pytest.mark.unit
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Scenario]:
-    made = Scenario(Journal(scenario="test"), tmp_path, Nursery())
+    made = Scenario(Journal(scenario="test"), tmp_path, Nursery(), *of_its_own(tmp_path))
     yield made
     made.ledger.close()
     made.trial.close()

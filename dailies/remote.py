@@ -1,0 +1,238 @@
+"""The functions that may run on another machine, and how one is run there.
+
+    FUNCTIONS["probe_media"]       name → the function, its GPU, its limit in seconds
+
+They take plain JSON and a store, and leave files in it; what they return is JSON: facts, and files by key, digest and
+size. ``execute`` is the same on a GPU machine (deployments/modal_app.py) and in a process here (compute/local.py).
+
+A machine may be taken away at any moment and start again on the same input, or get the same unit twice. Both are
+harmless: the result of a unit is kept under the tenant's server side, whoever comes second finds it there as long as
+its files are whole, and who must work again makes the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dailies.canonical import canonical_json, digest, file_digest
+from dailies.compute.child import by_code, rebuilt
+from dailies.compute.claim import claimed
+from dailies.compute.interface import Busy
+from dailies.errors import BadInput, Changed, DailiesError, Missing, NotConfigured, Transient
+from dailies.media.isolated import contact_sheet_file, probe_file
+from dailies.media.keys import MediaKey
+from dailies.store.interface import Artifact, Store
+from dailies.store.local import LocalFolder
+from dailies.store.s3 import S3Store
+
+STORE = "DAILIES_STORE"
+TABLE = "dailies.remote:FUNCTIONS"
+HOUR_S = 3600.0
+DEVICES = Path("/dev")
+
+log = logging.getLogger("dailies.remote")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit as the function sees it."""
+
+    store: Store
+    key: MediaKey
+    payload: Mapping[str, Any]
+    device: str
+
+    def made(self, *artifacts: Artifact, **facts: Any) -> Json:
+        return {"artifacts": [artifact.to_json() for artifact in artifacts], "facts": facts}
+
+
+@dataclass(frozen=True)
+class Function:
+    """``retries`` is for the machine's own: whoever submits tries again already, and one layer is enough."""
+
+    run: Callable[[Task], Json]
+    timeout: float
+    gpu: str | None = None
+    retries: int = 0
+
+
+# ── the functions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def probe_media(task: Task) -> Json:
+    """Digest the upload and decode all of it. ``payload``: version, accept_damaged."""
+    with unchanged(task, task.payload["version"]), task.store.local(str(task.key)) as path:
+        probe = probe_file(str(path), bool(task.payload.get("accept_damaged")), lambda part: None)
+    data = canonical_json(probe)
+    artifact = task.store.put(task.key.server("probe", f"{digest(data)}.json"), data)
+    return task.made(artifact, sha256=probe["sha256"], size=probe["size"])
+
+
+def make_contact_sheet(task: Task) -> Json:
+    """Draw evenly spaced frames. ``payload``: probe, the file that ``probe_media`` made."""
+    described = task.store.get(Artifact.from_json(task.payload["probe"]).key).decode()
+    same = unchanged(task, version(task))
+    with same, task.store.local(str(task.key)) as path, tempfile.TemporaryDirectory() as folder:
+        if file_digest(path) != json.loads(described)["sha256"]:
+            raise changed(task)
+        png = Path(folder) / "sheet.png"
+        contact_sheet_file(str(path), described, str(png))
+        data = png.read_bytes()
+    return task.made(task.store.put(task.key.client("contact-sheet", f"{digest(data)}.png"), data))
+
+
+FUNCTIONS: Mapping[str, Function] = {
+    "probe_media": Function(probe_media, timeout=4 * HOUR_S),
+    "make_contact_sheet": Function(make_contact_sheet, timeout=HOUR_S),
+}
+
+
+def version(task: Task) -> str:
+    found = task.store.stat(str(task.key))
+    if found is None:
+        raise Missing(f"there is no upload {task.key}: put the file there first")
+    return found.version
+
+
+@contextmanager
+def unchanged(task: Task, wanted: str) -> Iterator[None]:
+    """What was computed from bytes that changed meanwhile is not the result, nor is its failure the file's fault."""
+    failure: BadInput | None = None
+    try:
+        yield
+    except BadInput as error:
+        failure = error
+    if version(task) != wanted:
+        raise changed(task)
+    if failure is not None:
+        raise failure
+
+
+def changed(task: Task) -> Changed:
+    return Changed(f"{task.key} changed while it was read: put it there whole, then ask again")
+
+
+# ── running one ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def execute(name: str, payload: Mapping[str, Any], unit: str, call: str = "", table: str = TABLE) -> Json:
+    """``{"result": …}``, ``{"busy": …}``, or a typed error as ``{"error": code, "message": …}``: see ``said``.
+
+    ``call`` is this call's id: what it claimed before it was interrupted, it may take up again.
+    """
+    try:
+        return {"result": outcome(lookup(name, table), name, payload, unit, call)}
+    except Busy as busy:
+        return {"busy": str(busy)}
+    except DailiesError as error:
+        return {"error": error.code, "message": str(error)}
+    except Exception as error:
+        log.exception("action=stumble function=%s unit=%s", name, unit)
+        return {"error": Transient.code, "message": f"{name} stumbled: {type(error).__name__}: {error}"}
+
+
+def said(answer: Json) -> Any:
+    """The result that an answer holds, or its error."""
+    if "busy" in answer:
+        raise Busy(answer["busy"])
+    if "error" in answer:
+        raise rebuilt(by_code(answer["error"]), answer["message"])
+    return answer["result"]
+
+
+def outcome(function: Function, name: str, payload: Mapping[str, Any], unit: str, call: str) -> Json:
+    store = store_of(settings())
+    key = MediaKey.parse(payload.get("tenant", ""), payload.get("media_key", ""))
+    if (found := finished(store, key, unit)) is not None:
+        return found
+    with claimed(store, key.server("calls", f"{unit}.claim"), call or unit):
+        if (found := finished(store, key, unit)) is not None:
+            return found
+        device = device_for(function)
+        result = function.run(Task(store, key, payload, device))
+        result["facts"]["device"] = device
+        record = {"digest": digest(result), "function": name, "result": result, "unit": unit}
+        store.put(record_key(key, unit), canonical_json(record))
+        return result
+
+
+def finished(store: Store, key: MediaKey, unit: str) -> Json | None:
+    """The recorded result of this unit, if the record is undamaged and every file that it names has its bytes."""
+    try:
+        record = json.loads(store.get(record_key(key, unit)))
+        result: Json = record["result"]
+        sound = record["unit"] == unit and record["digest"] == digest(result)
+    except (Missing, ValueError, KeyError, TypeError):
+        return None
+    return result if sound and whole(store, result) else None
+
+
+def whole(store: Store, result: Json) -> bool:
+    return all(store.holds(Artifact.from_json(artifact)) for artifact in result.get("artifacts", ()))
+
+
+def record_key(key: MediaKey, unit: str) -> str:
+    return key.server("calls", f"{unit}.json")
+
+
+def lookup(name: str, table: str = TABLE) -> Function:
+    module, attribute = table.split(":")
+    functions: Mapping[str, Function] = getattr(importlib.import_module(module), attribute)
+    if name not in functions:
+        raise NotConfigured(f"there is no function {name!r} to run elsewhere: the table has {', '.join(functions)}")
+    return functions[name]
+
+
+def device_for(function: Function) -> str:
+    """Where no GPU is, the work is done all the same, and its facts say on what."""
+    return "gpu" if function.gpu and gpu_is_here() else "cpu"
+
+
+def gpu_is_here() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    return not hidden and any(DEVICES.glob("nvidia[0-9]*"))
+
+
+# ── the store ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings() -> Json:
+    text = os.environ.get(STORE, "")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise NotConfigured(f'set {STORE} to JSON: {{"folder": "…"}}, or {{"bucket": "…", "endpoint_url": "…", …}}')
+    return found
+
+
+def store_of(settings: Mapping[str, Any]) -> Store:
+    """A folder, or a bucket. Keys that are not among the settings come from the environment, as AWS names them."""
+    if folder := settings.get("folder"):
+        return LocalFolder(Path(folder))
+    if not settings.get("bucket"):
+        raise NotConfigured(f"{STORE} names neither a folder nor a bucket")
+    access_key = settings.get("access_key") or os.environ.get("AWS_ACCESS_KEY_ID", "")
+    secret_key = settings.get("secret_key") or os.environ.get("AWS_SECRET_ACCESS_KEY", "")
+    if not (access_key and secret_key):
+        raise NotConfigured(f"{STORE} has no access_key and secret_key, nor has the environment AWS_ACCESS_KEY_ID")
+    return S3Store(
+        settings["bucket"],
+        endpoint_url=settings.get("endpoint_url") or None,
+        region=settings.get("region") or "us-east-1",
+        access_key=access_key,
+        secret_key=secret_key,
+        prefix=str(settings.get("prefix", "")).strip("/"),
+    )

@@ -1,0 +1,1 @@
+"""Flows in containers: the image, and the pool that runs it."""

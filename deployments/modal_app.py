@@ -1,0 +1,57 @@
+"""The functions of ``dailies.remote`` as an app on Modal: ``modal deploy -m deployments.modal_app``.
+
+Safe to deploy again. It needs a Modal secret ``dailies-store`` with one variable, ``DAILIES_STORE``: the JSON that
+``dailies.remote.store_of`` takes, naming the same bucket that the site's store block does.
+``DAILIES_MODAL_APP`` deploys under another name than ``dailies``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from dailies.remote import FUNCTIONS, Function, execute
+
+NAME = os.environ.get("DAILIES_MODAL_APP", "dailies")
+SECRET = "dailies-store"
+NEEDED = ("av", "pillow", "numpy", "boto3")
+
+
+def pinned() -> list[str]:
+    """The versions that the tests ran with. On the machine itself the image is there already, and the file is not."""
+    if os.environ.get("MODAL_IS_REMOTE") == "1":
+        return []
+    lines = Path(__file__).resolve().parent.parent.joinpath("constraints.txt").read_text().splitlines()
+    return [line for line in lines if line.partition("==")[0] in NEEDED]
+
+
+def image_for(function: Function) -> modal.Image:
+    """The GPU runtime of ONNX only where there is a GPU: it is a gigabyte."""
+    extra = ["onnxruntime-gpu>=1.20"] if function.gpu else []
+    image = modal.Image.debian_slim(python_version="3.11").pip_install(*pinned(), *extra)
+    return image.add_local_python_source("dailies")
+
+
+def wrapped(name: str, function: Function) -> Any:
+    def run(payload: Mapping[str, Any], unit: str) -> dict[str, Any]:
+        # An input that is started again on another machine keeps its call's id: it is the same holder of its claim.
+        return execute(name, payload, unit, call=modal.current_function_call_id() or "")
+
+    # The machine looks the function up by this name in this module.
+    run.__name__ = run.__qualname__ = name
+    return app.function(
+        name=name,
+        image=image_for(function),
+        gpu=function.gpu,
+        timeout=round(function.timeout),
+        retries=function.retries,
+        secrets=[modal.Secret.from_name(SECRET)],
+    )(run)
+
+
+app = modal.App(NAME)
+globals().update({name: wrapped(name, function) for name, function in FUNCTIONS.items()})

@@ -1,0 +1,164 @@
+"""Work of a step that runs elsewhere: submitted once, found again by whoever continues the job.
+
+    intend ── compute.intended ── submit ── compute.submitted ── write down its id ── compute.recorded ── wait ── ended
+
+Who dies before the id is written down submits the same unit again, and compute finds the call or its result; who dies
+later finds the id. Either way the work is paid for once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import get_run_logger
+
+from blocks.site import OpenSite
+from dailies.canonical import digest
+from dailies.compute.interface import Busy, Canceled, StillRunning, UnknownCall, Unreachable
+from dailies.errors import DailiesError, Fenced, NotConfigured, Stopped, TimedOut
+from dailies.failpoints import failpoint
+from dailies.ledger.records import Call, JobState
+from dailies.store.interface import Artifact
+from tasks._job import Working
+from tasks._step import Output, Step
+
+log = logging.getLogger("dailies.supervisor")
+SLICE_S = 0.5
+AGAIN_S = 0.5
+OUTAGE_S = 300.0  # a call that goes on is worth waiting for; nobody hears from it for so long, and somebody must look
+
+
+def on_compute(job: Working, step: Step[...], function: str, payload: Mapping[str, Any]) -> Output:
+    """What ``function`` of dailies.remote makes of ``payload``, under this job's lease.
+
+    ``payload`` must name all that goes into the result: with the step it is the unit's key. A cancel ends the call; a
+    pause or a lost lease leaves it to the attempt that follows.
+    """
+    elsewhere = Elsewhere(job, step, function, payload)
+    output = Output.from_json(elsewhere.answer(elsewhere.known() or elsewhere.submit()))
+    if elsewhere.lost(output):  # a call that had ended well, and then a file went
+        output = Output.from_json(elsewhere.answer(elsewhere.submit()))
+    if missing := elsewhere.lost(output):
+        raise NotConfigured(
+            f"{function} left {missing[0]} in another store than this site's: give compute the site's store"
+        )
+    job.site.ledger.calls.ended(job.lease, elsewhere.unit, "DONE")
+    return output
+
+
+class Elsewhere:
+    """One unit on its way."""
+
+    def __init__(self, job: Working, step: Step[...], function: str, payload: Mapping[str, Any]) -> None:
+        self.job = job
+        self.function = function
+        self.payload = {**payload, "tenant": job.job.tenant}
+        asked = [job.site.name, job.job.tenant, job.job.subject, step.name, step.version, function, self.payload]
+        self.unit = digest(asked)
+        self.compute = job.site.compute
+        self.calls = job.site.ledger.calls
+        self.limit = step.timeout
+        self.deadline = time.monotonic() + step.timeout
+
+    def known(self) -> str:
+        """The id of a call that an earlier attempt has submitted; empty where none is known.
+
+        One that is written down as done is submitted again: that looks whether its files are still whole.
+        """
+        call = self.calls.intend(self.job.lease, self.unit)
+        failpoint("compute.intended")
+        if call.state != "SUBMITTED":
+            return ""
+        get_run_logger().info("action=attach call=%s function=%s", call.call_id, self.function)
+        return call.call_id
+
+    def submit(self) -> str:
+        call_id = self.compute.submit(self.function, self.payload, self.unit)
+        failpoint("compute.submitted")
+        self.calls.submitted(self.job.lease, self.unit, call_id)
+        failpoint("compute.recorded")
+        get_run_logger().info("action=submit call=%s function=%s", call_id, self.function)
+        return call_id
+
+    def answer(self, call_id: str) -> dict[str, Any]:
+        heard = time.monotonic()
+        while True:
+            again = False
+            try:
+                answer: dict[str, Any] = self.compute.result(call_id, SLICE_S)
+                return answer
+            except StillRunning:
+                heard = time.monotonic()
+            except Unreachable:
+                if time.monotonic() - heard > OUTAGE_S:
+                    raise
+            except (Busy, Canceled, UnknownCall) as gone:
+                get_run_logger().info("action=resubmit call=%s reason=%s", call_id, gone)
+                again = True
+            except NotConfigured:
+                raise  # it may well go on: whoever sets right what is wrong finds it again
+            except DailiesError:
+                self.calls.ended(self.job.lease, self.unit, "FAILED")
+                raise
+            self.look(call_id)
+            if again:
+                self.job.keeper.stopped.wait(AGAIN_S)
+                self.look(call_id)
+                call_id = self.submit()
+
+    def look(self, call_id: str) -> None:
+        """Whether there is anything that keeps us from waiting on."""
+        try:
+            self.job.check()
+        except (Stopped, Fenced):
+            if self.job.site.ledger.jobs.get(self.job.job.id).state is JobState.CANCELED:
+                self.end(call_id)
+            raise
+        if time.monotonic() > self.deadline:
+            self.end(call_id)
+            self.calls.ended(self.job.lease, self.unit, "CANCELED")
+            raise TimedOut(f"{self.function} did not end within {self.limit:g} s and was cancelled")
+
+    def end(self, call_id: str) -> None:
+        """What cannot be cancelled now is an orphan, which the next sweep tries again."""
+        try:
+            self.compute.cancel(call_id)
+        except DailiesError as error:
+            get_run_logger().warning("action=later call=%s error=%s", call_id, error)
+
+    def lost(self, output: Output) -> list[str]:
+        """The files that are not in this site's store, by a look at each."""
+        return [artifact.key for artifact in output.artifacts if not self.is_here(artifact)]
+
+    def is_here(self, artifact: Artifact) -> bool:
+        found = self.job.site.store.stat(artifact.key)
+        return found is not None and found.size == artifact.size
+
+
+def reap_orphans(site: OpenSite) -> int:
+    """Cancel the calls whose job is final, and write that down; returns how many. One bad call keeps no other."""
+    return sum(reaped(site, call) for call in site.ledger.calls.orphans())
+
+
+def reaped(site: OpenSite, call: Call) -> bool:
+    try:
+        # Without an id its submitter died before the reply, or before it submitted at all.
+        call_id = call.call_id or site.compute.find(call.unit)
+        if call_id:
+            cancel(site, call_id)
+        site.ledger.calls.reap(call)
+    except DailiesError as error:
+        log.warning("action=later call=%s job=%s error=%s", call.call_id, call.job, error)
+        return False
+    log.info("action=reap call=%s job=%s", call.call_id, call.job)
+    return True
+
+
+def cancel(site: OpenSite, call_id: str) -> None:
+    try:
+        site.compute.cancel(call_id)
+    except UnknownCall:
+        return  # gone already
