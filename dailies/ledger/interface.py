@@ -232,6 +232,9 @@ class Ledger(Protocol):
     @property
     def videos(self) -> Videos: ...
 
+    def check(self) -> None:
+        """``NotConfigured`` unless it answers now: for whoever sets a site up, not for a run."""
+
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         """What must not be, by name of the rule, each with its offenders. All empty: the ledger is sound."""
 

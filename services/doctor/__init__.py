@@ -22,7 +22,7 @@ from services.doctor.configuration import configuration, hide_secrets
 from services.doctor.finding import Examination, Finding, Visit, healthy, render, to_json
 from services.doctor.machine import gpu, media, paths, versions
 from services.doctor.orchestrator import drift, look_for_server, prefect
-from services.doctor.site import events, failures, jobs, ledger, scenarios, store
+from services.doctor.site import events, failures, jobs, ledger, scenarios, store, stream
 from services.environment import SETTINGS
 
 __all__ = ["Finding", "examine", "render", "run", "to_json"]
@@ -35,6 +35,7 @@ EXAMINATIONS: tuple[tuple[str, Callable[[Visit], Iterable[Finding]]], ...] = (
     ("store", store),
     ("ledger", ledger),
     ("events", events),
+    ("stream", stream),
     ("prefect", prefect),
     ("drift", drift),
     ("jobs", jobs),

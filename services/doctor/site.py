@@ -46,6 +46,7 @@ def store(visit: Visit) -> Iterator[Finding]:
 
 def ledger(visit: Visit) -> Iterator[Finding]:
     with opened_ledger(visit) as book:
+        book.check()
         rules = book.audit(GRACE_S)
     broken = {rule: offenders for rule, offenders in rules.items() if offenders}
     if not broken:
@@ -73,6 +74,16 @@ def events(visit: Visit) -> Iterator[Finding]:
     )
     sink.publish([probe])
     yield Finding("events", f"site {visit.site}", "the API takes them", True)
+
+
+def stream(visit: Visit) -> Iterator[Finding]:
+    with talking_to(visit):
+        described = connections(visit).stream
+    if described is None:
+        yield Finding("stream", f"site {visit.site}", "no Redis stream: events go to Prefect alone")
+        return
+    described.open().check()
+    yield Finding("stream", f"site {visit.site}", f"{described.stream} takes events", True)
 
 
 def jobs(visit: Visit) -> Iterator[Finding]:

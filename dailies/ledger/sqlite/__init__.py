@@ -55,6 +55,9 @@ class SqliteLedger:
         """Sent to another process, it opens its own connections there, by the clock that everybody shares."""
         return SqliteLedger, (self.path,)
 
+    def check(self) -> None:
+        self._database.version()
+
     def audit(self, grace: float = 0.0) -> dict[str, list[str]]:
         return audit(self._database, grace)
 
