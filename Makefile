@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up what they need. Nothing here wants more than Python 3.11, make and a C compiler;
-# `make extra` installs a browser first, where it may.
+# `make extra` installs a browser, a container engine and a Supabase server first, where it may.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 help:
 	@echo "make demo    see it work (about a minute after the set-up)"
 	@echo "make test    unit, integration and quick recovery tests"
-	@echo "make extra   the rest: end to end, browser, the scenario in full"
+	@echo "make extra   the rest: end to end, browser, Supabase, containers"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   measure"
 
@@ -32,7 +32,9 @@ test: venv
 
 extra: venv
 	./tests/install-browser.sh
-	$(BIN)/pytest tests/e2e
+	./tests/supabase/install.sh
+	./tests/docker/install.sh
+	$(BIN)/pytest tests/e2e tests/supabase tests/docker
 
 lint: venv
 	$(BIN)/ruff check .

@@ -17,8 +17,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from dailies.canonical import canonical_json, digest, file_digest
 from dailies.compute.child import by_code, rebuilt
 from dailies.compute.claim import claimed
 from dailies.compute.interface import Busy
-from dailies.errors import BadInput, Changed, DailiesError, Missing, NotConfigured, Transient
+from dailies.errors import DailiesError, Missing, NotConfigured, Transient
 from dailies.media.isolated import contact_sheet_file, probe_file
 from dailies.media.keys import MediaKey
+from dailies.media.upload import changed, unchanged, version_of
 from dailies.store.interface import Artifact, Store
 from dailies.store.local import LocalFolder
 from dailies.store.s3 import S3Store
@@ -72,7 +72,8 @@ class Function:
 
 def probe_media(task: Task) -> Json:
     """Digest the upload and decode all of it. ``payload``: version, accept_damaged."""
-    with unchanged(task, task.payload["version"]), task.store.local(str(task.key)) as path:
+    same = unchanged(task.store, task.key, task.payload["version"])
+    with same, task.store.local(str(task.key)) as path:
         probe = probe_file(str(path), bool(task.payload.get("accept_damaged")), lambda part: None)
     data = canonical_json(probe)
     artifact = task.store.put(task.key.server("probe", f"{digest(data)}.json"), data)
@@ -82,10 +83,10 @@ def probe_media(task: Task) -> Json:
 def make_contact_sheet(task: Task) -> Json:
     """Draw evenly spaced frames. ``payload``: probe, the file that ``probe_media`` made."""
     described = task.store.get(Artifact.from_json(task.payload["probe"]).key).decode()
-    same = unchanged(task, version(task))
+    same = unchanged(task.store, task.key, version_of(task.store, task.key))
     with same, task.store.local(str(task.key)) as path, tempfile.TemporaryDirectory() as folder:
         if file_digest(path) != json.loads(described)["sha256"]:
-            raise changed(task)
+            raise changed(task.key)
         png = Path(folder) / "sheet.png"
         contact_sheet_file(str(path), described, str(png))
         data = png.read_bytes()
@@ -96,31 +97,6 @@ FUNCTIONS: Mapping[str, Function] = {
     "probe_media": Function(probe_media, timeout=4 * HOUR_S),
     "make_contact_sheet": Function(make_contact_sheet, timeout=HOUR_S),
 }
-
-
-def version(task: Task) -> str:
-    found = task.store.stat(str(task.key))
-    if found is None:
-        raise Missing(f"there is no upload {task.key}: put the file there first")
-    return found.version
-
-
-@contextmanager
-def unchanged(task: Task, wanted: str) -> Iterator[None]:
-    """What was computed from bytes that changed meanwhile is not the result, nor is its failure the file's fault."""
-    failure: BadInput | None = None
-    try:
-        yield
-    except BadInput as error:
-        failure = error
-    if version(task) != wanted:
-        raise changed(task)
-    if failure is not None:
-        raise failure
-
-
-def changed(task: Task) -> Changed:
-    return Changed(f"{task.key} changed while it was read: put it there whole, then ask again")
 
 
 # ── running one ───────────────────────────────────────────────────────────────────────────────────────────────────────

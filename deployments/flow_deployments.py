@@ -54,7 +54,7 @@ def drift(client: SyncPrefectClient) -> list[str]:
 def differences(entry: dict[str, Any], found: DeploymentResponse) -> Iterator[str]:
     limit, options = found.global_concurrency_limit, found.concurrency_options
     pool = entry["work_pool"]
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "entrypoint": (entry["entrypoint"], found.entrypoint),
         "description": (entry["description"], found.description),
         "work pool": (pool["name"], found.work_pool_name),
@@ -75,6 +75,8 @@ def differences(entry: dict[str, Any], found: DeploymentResponse) -> Iterator[st
             sorted((getattr(one.schedule, "cron", ""), one.active) for one in found.schedules),
         ),
     }
+    if "pull" in entry:  # else it is the folder of whoever deployed last
+        pairs["pull steps"] = (entry["pull"], found.pull_steps or [])
     for what, (should, is_) in pairs.items():
         if should != is_:
             yield f"{what} is {is_!r}, prefect.yaml says {should!r}"

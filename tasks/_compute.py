@@ -18,7 +18,7 @@ from prefect import get_run_logger
 from blocks.site import OpenSite
 from dailies.canonical import digest
 from dailies.compute.interface import Busy, Canceled, StillRunning, UnknownCall, Unreachable
-from dailies.errors import DailiesError, Fenced, NotConfigured, Stopped, TimedOut
+from dailies.errors import DailiesError, Fenced, NotConfigured, Stopped, TimedOut, Transient
 from dailies.failpoints import failpoint
 from dailies.ledger.records import Call, JobState
 from dailies.store.interface import Artifact
@@ -28,7 +28,12 @@ from tasks._step import Output, Step
 log = logging.getLogger("dailies.supervisor")
 SLICE_S = 0.5
 AGAIN_S = 0.5
-OUTAGE_S = 300.0  # a call that goes on is worth waiting for; nobody hears from it for so long, and somebody must look
+# Each look at a unit that another call works on starts a machine: the longer that call takes, the rarer the looks.
+LONGEST_REST_S = 60.0
+# Calls that vanish without a word one after another are a fault that more of them, each paid for, will not mend.
+MOST_GONE = 3
+# A call that goes on is worth more than the run that waits for it: an outage of minutes must not fail the job.
+OUTAGE_S = 300.0
 
 
 def on_compute(job: Working, step: Step[...], function: str, payload: Mapping[str, Any]) -> Output:
@@ -60,6 +65,7 @@ class Elsewhere:
         self.unit = digest(asked)
         self.compute = job.site.compute
         self.calls = job.site.ledger.calls
+        self.gone = 0
         self.limit = step.timeout
         self.deadline = time.monotonic() + step.timeout
 
@@ -84,9 +90,27 @@ class Elsewhere:
         return call_id
 
     def answer(self, call_id: str) -> dict[str, Any]:
+        """What the unit comes to, submitting it again as long as a call of it came to nothing."""
+        rest = AGAIN_S
+        while True:
+            try:
+                return self.wait(call_id)
+            except Busy as busy:
+                get_run_logger().info("action=resubmit call=%s reason=%s", call_id, busy)
+            except (Canceled, UnknownCall) as gone:
+                get_run_logger().warning("action=resubmit call=%s reason=%s", call_id, gone)
+                self.gone += 1
+                if self.gone > MOST_GONE:
+                    self.calls.ended(self.job.lease, self.unit, "FAILED")
+                    raise Transient(f"{self.gone} calls came to nothing, the last because {gone}") from gone
+            self.rest(call_id, rest)
+            rest = min(2 * rest, LONGEST_REST_S)
+            call_id = self.submit()
+
+    def wait(self, call_id: str) -> dict[str, Any]:
+        """The answer of one call, looking up between the slices."""
         heard = time.monotonic()
         while True:
-            again = False
             try:
                 answer: dict[str, Any] = self.compute.result(call_id, SLICE_S)
                 return answer
@@ -95,19 +119,20 @@ class Elsewhere:
             except Unreachable:
                 if time.monotonic() - heard > OUTAGE_S:
                     raise
-            except (Busy, Canceled, UnknownCall) as gone:
-                get_run_logger().info("action=resubmit call=%s reason=%s", call_id, gone)
-                again = True
-            except NotConfigured:
-                raise  # it may well go on: whoever sets right what is wrong finds it again
+                self.job.keeper.stopped.wait(AGAIN_S)
+            except (Busy, Canceled, UnknownCall, NotConfigured):
+                raise  # none is the word of the function, and what is not set right yet may well go on
             except DailiesError:
                 self.calls.ended(self.job.lease, self.unit, "FAILED")
                 raise
             self.look(call_id)
-            if again:
-                self.job.keeper.stopped.wait(AGAIN_S)
-                self.look(call_id)
-                call_id = self.submit()
+
+    def rest(self, call_id: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.look(call_id)
+            self.job.keeper.stopped.wait(min(left, SLICE_S))
+        self.look(call_id)
 
     def look(self, call_id: str) -> None:
         """Whether there is anything that keeps us from waiting on."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
 from dailies.canonical import canonical_json, digest, file_digest
-from dailies.errors import BadInput, Changed, Missing
 from dailies.media.keys import MediaKey
+from dailies.media.upload import changed, unchanged, version_of
 from tasks._job import Working
 from tasks._step import Output, effect, in_child, work
 from tasks.verdict import show_png
@@ -22,36 +20,14 @@ HOUR = 3600.0
 
 
 def upload(job: Working, media_key: str) -> str:
-    """The version of the uploaded object: it changes whenever the bytes do, so it keys the first unit."""
-    found = job.site.store.stat(str(MediaKey.parse(job.job.tenant, media_key)))
-    if found is None:
-        raise Missing(f"there is no upload {media_key}: put the file there first")
-    return found.version
-
-
-@contextmanager
-def unchanged(job: Working, media_key: str, version: str) -> Iterator[None]:
-    """What was computed from bytes that changed meanwhile must not be recorded, nor its failure blamed on the file."""
-    failure: BadInput | None = None
-    try:
-        yield
-    except BadInput as error:
-        failure = error
-    if upload(job, media_key) != version:
-        raise changed(media_key)
-    if failure is not None:
-        raise failure
-
-
-def changed(media_key: str) -> Changed:
-    return Changed(f"{media_key} changed while it was read: put it there whole, then ask again")
+    return version_of(job.site.store, MediaKey.parse(job.job.tenant, media_key))
 
 
 @work(version=1, timeout=4 * HOUR)
 def probe_media(job: Working, media_key: str, version: str, accept_damaged: bool) -> Output:
     """Digest the file and decode all of it: what it promises and what it really holds, on one timeline."""
     key = MediaKey.parse(job.job.tenant, media_key)
-    with unchanged(job, media_key, version), job.site.store.local(media_key) as path:
+    with unchanged(job.site.store, key, version), job.site.store.local(media_key) as path:
         probe = in_child(
             job, probe_media, "dailies.media.isolated:probe_file", path=str(path), accept_damaged=accept_damaged
         )
@@ -66,10 +42,10 @@ def make_contact_sheet(job: Working, media_key: str, probe: Output) -> Output:
     key = MediaKey.parse(job.job.tenant, media_key)
     described = job.site.store.get(probe.artifacts[0].key).decode()
     # Keyed by content, so the content is what must be the same, not when it was put there.
-    same = unchanged(job, media_key, upload(job, media_key))
+    same = unchanged(job.site.store, key, version_of(job.site.store, key))
     with same, job.site.store.local(media_key) as path, tempfile.TemporaryDirectory() as folder:
         if file_digest(path) != probe.facts["sha256"]:
-            raise changed(media_key)
+            raise changed(key)
         png = Path(folder) / "sheet.png"
         in_child(
             job,

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import numbers
+import os
 import platform
 import re
 import sqlite3
@@ -97,11 +98,14 @@ def _finite(value: Any) -> TypeGuard[float]:
 
 @functools.cache
 def commit(file: Path = Path(__file__)) -> str:
-    """The commit of the source tree that this file belongs to, ``-dirty`` when it was edited since, or nothing."""
+    """The commit of the source tree that this file belongs to, ``-dirty`` when it was edited since.
+
+    Elsewhere what ``DAILIES_COMMIT`` says, which an image sets; or nothing.
+    """
     folder, name = file.resolve().parent, file.name
     # An installed copy inside somebody's repository is not that repository's source.
     if not _git(folder, "ls-files", "--error-unmatch", name):
-        return ""
+        return os.environ.get("DAILIES_COMMIT", "")
     return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 

@@ -18,7 +18,7 @@ from prefect.exceptions import CancelledRun, CrashedRun
 from prefect.flow_engine import run_flow_sync
 from prefect.states import Pending
 
-from dailies.errors import BadInput, Changed, EmptyFile, Held, Injected, Missing, Truncated, Unreadable
+from dailies.errors import BadInput, EmptyFile, Held, Injected, Missing, Truncated, Unreadable
 from dailies.failpoints import fired
 from dailies.ledger.records import Caps, Job, JobRequest, JobState
 from dailies.ledger.sqlite import SqliteLedger
@@ -28,7 +28,7 @@ from flows.ingest_media import ingest_media
 from tasks import _job
 from tasks._job import Working, job_flow
 from tasks._step import REGISTRY, Output, work
-from tasks.ingest import make_contact_sheet, probe_media, unchanged, upload
+from tasks.ingest import make_contact_sheet, probe_media
 from tasks.supervision import sweep
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("fast_api")]
@@ -457,16 +457,6 @@ def test_two_runs_on_the_same_video_go_one_after_the_other(site, clip, beside, e
     assert sorted(state for job in jobs for state in steps(site, job).values()) == ["DONE"] * 2 + ["REUSED"] * 2
     assert len(site.ledger.generations.history(VIDEO)) == 2
     assert sound(site)
-
-
-def test_what_is_computed_while_the_upload_changes_is_thrown_away(site, clip, clip_bytes, end_of):
-    """Also when it changes after the last look at its digest, in the middle of a drawing."""
-    _, job = end_of(site)
-    working = Working(site, job, lease=None, keeper=None, video=None)
-    with pytest.raises(Changed, match="changed while it was read"), unchanged(working, clip, upload(working, clip)):
-        site.store.put(clip, clip_bytes + b"more")
-    with unchanged(working, clip, upload(working, clip)):
-        pass
 
 
 @pytest.mark.expects_errors

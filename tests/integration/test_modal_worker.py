@@ -22,7 +22,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling, Completed, Crashed, Running
 
-from deployments.modal_worker import NO_TOKEN, POOL_TAG, RUN_TAG, ModalWorker, base_job_template
+from deployments.modal_sandbox import POOL_TAG, RUN_TAG
+from deployments.modal_worker import NO_TOKEN, ModalWorker, base_job_template
 from tests.sandbox_stand_in import PUBLIC, Cloud, Sandbox, StandInWorker, alive
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("fast_api")]

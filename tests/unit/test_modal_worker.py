@@ -23,20 +23,9 @@ from prefect import settings
 from prefect.settings import temporary_settings
 
 from dailies.errors import DailiesError, NotConfigured, Transient
-from deployments import modal_worker
-from deployments.modal_worker import (
-    LOST,
-    NO_TOKEN,
-    PACKAGES,
-    POOL_TAG,
-    ROOT,
-    RUN_TAG,
-    ModalJobConfiguration,
-    base_job_template,
-    in_our_words,
-    project_image,
-    refuse_unreachable,
-)
+from deployments import modal_sandbox, modal_worker
+from deployments.modal_sandbox import PACKAGES, POOL_TAG, ROOT, RUN_TAG, ModalJobConfiguration, project_image
+from deployments.modal_worker import LOST, NO_TOKEN, base_job_template, in_our_words, refuse_unreachable
 from tests.sandbox_stand_in import Cloud, Sandbox, StandInWorker, alive
 
 pytestmark = pytest.mark.unit
@@ -207,7 +196,7 @@ def test_the_image_holds_every_package_of_the_project() -> None:
 
 
 def test_a_worker_without_the_projects_folder_asks_for_an_image(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(modal_worker, "ROOT", tmp_path)
+    monkeypatch.setattr(modal_sandbox, "ROOT", tmp_path)
     with pytest.raises(NotConfigured, match="set the job variable `image`"):
         project_image(gpu=False)
 
