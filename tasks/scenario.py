@@ -22,6 +22,7 @@ from prefect.states import Cancelled
 
 from blocks.site import LocalFolder, OpenSite, Site, SqliteLedger, open_site
 from dailies.errors import DailiesError, NotConfigured
+from dailies.events.relay import relay
 from dailies.home import home
 from dailies.ledger.holding import TTL_S, holding
 from dailies.ledger.interface import Ledger
@@ -139,7 +140,8 @@ def scenario(
         try:
             journal.steady("before", *sound(run, grace=0.0), no_processes(nursery))
             yield run
-            journal.steady("after", *sound(run, grace=TTL_S + SWEEP_S), *nothing_lost(run), no_processes(nursery))
+            checks = (*sound(run, grace=TTL_S + SWEEP_S), *nothing_lost(run), all_told(run), no_processes(nursery))
+            journal.steady("after", *checks)
         except Exception as error:  # noqa: BLE001 - a scenario that breaks is a verdict too
             get_run_logger().exception("the scenario itself failed")
             journal.error = one_line(error)
@@ -241,6 +243,14 @@ def nothing_lost(run: Scenario) -> list[Check]:
         expect("no accepted job lost", unfinished, [], "look for its run in Prefect, and at the supervisor's log"),
         expect("no effect twice", twice, [], "record a unit and a state in the one fenced statement that decides it"),
     ]
+
+
+def all_told(run: Scenario) -> Check:
+    """The supervisors are gone by now, so what is left is delivered here, as the next one would."""
+    if run.site.events is not None:
+        relay(run.ledger, run.site.events)
+    left = [event.id for event in run.ledger.outbox.pending()]
+    return expect("every event delivered", left, [], "is the receiver up? the supervisor's log says what it answered")
 
 
 def effects_twice(ledger: Ledger, job: Job) -> str:

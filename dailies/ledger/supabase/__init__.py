@@ -37,6 +37,10 @@ class SupabaseLedger:
         self.tenants = SupabaseTenants(self._api)
         self.videos = SupabaseVideos(self._api)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it makes its own connections there."""
+        return _opened, (self._api.url, self._api.key, self._api.patience)
+
     def check(self) -> None:
         """Prove within five seconds that the address, the key and the database's schema are right."""
         self._api.check()
@@ -47,3 +51,7 @@ class SupabaseLedger:
 
     def close(self) -> None:
         self._api.close()
+
+
+def _opened(url: str, key: str, patience: float) -> SupabaseLedger:
+    return SupabaseLedger(url, key, patience=patience)

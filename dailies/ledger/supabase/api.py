@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -65,20 +68,18 @@ class Api:
     """A client for each thread and process: a connection must cross neither."""
 
     def __init__(self, url: str, key: str, patience: float) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise NotConfigured(f"{url!r} is no Supabase address: set url to https://PROJECT.supabase.co")
-        if not key:
-            raise NotConfigured(f"there is no key for the ledger at {url}: set service_key to the project's secret key")
-        self.url = url.rstrip("/")
-        self._key = key
-        self._patience = patience
+        self.url = address(url)
+        self.key = key.strip()
+        if not (self.key.isascii() and self.key.isprintable() and self.key):
+            raise NotConfigured(f"that is no key for the ledger at {url}: set service_key to the project's secret key")
+        self.patience = patience
         self._local = threading.local()
 
     def ask(self, function: str, **arguments: Any) -> Any:
         """Call a function that may be called any number of times."""
         retrying = Retrying(
             retry=retry_if_exception_type(Transient),
-            stop=stop_after_delay(self._patience),
+            stop=stop_after_delay(self.patience),
             wait=wait_random_exponential(multiplier=0.1, max=1),
             reraise=True,
         )
@@ -138,13 +139,27 @@ class Api:
                 verify=certificates(), follow_redirects=True, event_hooks={"response": [passing]}
             ),
         )
-        return create_client(self.url, self._key, options)
+        return create_client(self.url, self.key, options)
 
 
 @cache
 def certificates() -> ssl.SSLContext:
     """Read once a process: it takes longer than several calls."""
     return httpx.create_ssl_context()
+
+
+def address(url: str) -> str:
+    """Refused before anything is asked, for each layer below has an error of its own for it."""
+    url = url.strip()
+    wrong = f"{url!r} is no Supabase address: set url to https://PROJECT.supabase.co"
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise NotConfigured(wrong) from error
+    if not named or parts.query or parts.fragment or re.search(r"\s", url):
+        raise NotConfigured(wrong)
+    return url.rstrip("/")
 
 
 def passing(response: httpx.Response) -> None:
@@ -166,12 +181,23 @@ def said(response: httpx.Response) -> str:
 def typed_errors(url: str) -> Iterator[None]:
     try:
         yield
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise NotConfigured(f"{url} is no Supabase address: set url to https://PROJECT.supabase.co") from error
     except (httpx.TransportError, Unavailable) as error:
+        if names_nobody(error):
+            raise NotConfigured(
+                f"there is no host of the name in {url}: set url to https://PROJECT.supabase.co"
+            ) from error
         raise Transient(f"the ledger at {url} does not answer now: {error or type(error).__name__}") from error
     except APIError as error:
         raise translated(url, error) from error
+
+
+def names_nobody(error: BaseException | None) -> bool:
+    """The name server knows for certain that there is no such name; all else that it says may pass."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.errno == socket.EAI_NONAME
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def translated(url: str, error: APIError) -> Exception:

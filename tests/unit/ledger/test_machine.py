@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from dailies.canonical import canonical_json
 from dailies.errors import Fenced, Held, IllegalTransition, Injected, Unreadable
+from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease, job_resource
 from dailies.ledger.sqlite import SqliteLedger
 from dailies.ledger.sqlite.database import Transaction
@@ -95,14 +96,17 @@ class Worker:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    make: Callable[..., SqliteLedger] = SqliteLedger
+    """For any store: a subclass opens its ledger, with nothing in it, and closes it."""
+
+    def open(self) -> tuple[Ledger, Clock]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.clock = Clock()
-        self.ledger = type(self).make(Path(self.folder.name) / "ledger.db", self.clock)
-        self.ledger._database.one("PRAGMA synchronous = OFF")  # nobody cuts the power here: logic alone, and faster
+        self.ledger, self.clock = self.open()
         self.jobs: dict[str, JobModel] = {}
         self.workers = {name: Worker() for name in WORKERS}
         self.frozen: list[Lease] = []
@@ -434,8 +438,7 @@ class LedgerMachine(RuleBasedStateMachine):
         try:
             self.everything_ends()
         finally:
-            self.ledger.close()
-            self.folder.cleanup()
+            self.close()
 
     def everything_ends(self) -> None:
         ledger = self.ledger
@@ -535,8 +538,23 @@ SETTINGS = settings(
 )
 
 
+class SqliteMachine(LedgerMachine):
+    make: Callable[..., SqliteLedger] = SqliteLedger
+
+    def open(self) -> tuple[Ledger, Clock]:
+        self.folder = tempfile.TemporaryDirectory()
+        clock = Clock()
+        ledger = type(self).make(Path(self.folder.name) / "ledger.db", clock)
+        ledger._database.one("PRAGMA synchronous = OFF")  # nobody cuts the power here: logic alone, and faster
+        return ledger, clock
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+
 def test_whatever_workers_do_the_ledger_stays_what_the_model_says():
-    run_state_machine_as_test(LedgerMachine, settings=SETTINGS)
+    run_state_machine_as_test(SqliteMachine, settings=SETTINGS)
 
 
 # ── ledgers with the defects that this project is about: the same machine must catch each ─────────────────────────────
@@ -609,13 +627,13 @@ def put_back(tx: Transaction, job: Job) -> None:
     tx.run("UPDATE leases SET holder = NULL, fence = fence + 1 WHERE resource = :r", r=job_resource(job.id))
 
 
-def broken(part: str, defect: type[Any]) -> type[LedgerMachine]:
+def broken(part: str, defect: type[Any]) -> type[SqliteMachine]:
     def make(path: Path, clock: Callable[[], float]) -> SqliteLedger:
         ledger = SqliteLedger(path, clock)
         setattr(ledger, part, defect(ledger._database))
         return ledger
 
-    return type(f"Broken{defect.__name__}", (LedgerMachine,), {"make": staticmethod(make)})
+    return type(f"Broken{defect.__name__}", (SqliteMachine,), {"make": staticmethod(make)})
 
 
 @pytest.mark.parametrize(

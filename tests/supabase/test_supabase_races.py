@@ -1,0 +1,366 @@
+"""PostgreSQL lets others commit between two statements: who decides first holds the lock, and the rest find out."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from dailies.errors import DailiesError, Fenced, Held, Transient
+from dailies.ledger.records import Caps, JobState, Lease, VideoState, video_resource
+from dailies.ledger.supabase import SupabaseLedger
+from tests.supabase.servers import SERVICE_KEY, instead
+from tests.unit.ledger.contract.world import (
+    FENCED_WRITES,
+    TTL,
+    at_once,
+    picture,
+    request,
+    running,
+    unchanged,
+    with_work_under_way,
+)
+
+pytestmark = pytest.mark.supabase
+
+
+@pytest.fixture
+def rival(postgres, database) -> Iterator[psycopg.Connection]:
+    """Somebody whose transaction a test can hold open."""
+    with postgres.connect("ledger") as connection:
+        yield connection
+
+
+@contextmanager
+def meanwhile(work: Callable[[], Any]) -> Iterator[Future[Any]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work)
+
+
+def until_somebody_waits(database: psycopg.Connection, count: int = 1) -> None:
+    deadline = time.monotonic() + 10
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'ledger' AND wait_event_type = 'Lock'"
+    while database.execute(waiting).fetchone()[0] < count:
+        assert time.monotonic() < deadline, "nobody waits for a lock"
+        time.sleep(0.01)
+
+
+# ── one winner ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_of_sixteen_who_ask_at_the_same_moment_one_gets_the_lease(ledger, another):
+    ledgers = [another() for _ in range(16)]
+
+    def ask(number):
+        try:
+            return ledgers[number].leases.acquire("video:1", f"worker-{number}", TTL)
+        except Held as held:
+            return held.by
+
+    answers = at_once(16, ask)
+    [winner] = [answer for answer in answers if isinstance(answer, Lease)]
+    assert winner.fence == 1
+    assert [answer for answer in answers if answer != winner] == [winner.holder] * 15
+    assert ledger.leases.holder("video:1") == winner
+
+
+def test_two_dispatchers_do_not_count_the_same_free_slot(ledger, another, rival, database):
+    for number in range(2):
+        ledger.jobs.submit(request(subject=f"video-{number}"))
+    first, second = claim_while_another_is_under_way(ledger, rival, database, until_somebody_waits)
+    assert first is not None
+    assert second is None
+
+
+def test_without_their_lock_two_dispatchers_fill_one_slot_twice(ledger, rival, database):
+    """The control of the test above."""
+    for number in range(2):
+        ledger.jobs.submit(request(subject=f"video-{number}"))
+    turn = "PERFORM pg_advisory_xact_lock(hashtext('dailies'), hashtext('dispatch'));"
+    with instead(database, "dispatch_claim", turn, ""):
+        first, second = claim_while_another_is_under_way(ledger, rival, database, lambda _: time.sleep(0.3))
+    assert first is not None
+    assert second is not None
+
+
+def claim_while_another_is_under_way(ledger, rival, database, wait) -> tuple[Any, Any]:
+    """What each of two claims for the only slot was answered, the second begun before the first was committed."""
+    first, second = ([[job.id, job.attempt, job.tenant]] for job, _ in ledger.dispatch.ranked())
+    rival.execute("BEGIN")
+    [answer] = rival.execute("SELECT dailies.dispatch_claim(%s, %s, 1, 1)", [uuid4(), json.dumps(first)]).fetchone()
+    claim = {"wanted": json.dumps(second), "total": 1, "per_tenant": 1}
+    with meanwhile(lambda: ledger._api.tell("dispatch_claim", **claim)) as late:
+        wait(database)
+        rival.execute("COMMIT")
+        return json.loads(answer), late.result(10)
+
+
+# ── frozen, and taken over ────────────────────────────────────────────────────────────────────────────────────────────
+
+TAKE_OVER = "UPDATE dailies.leases SET holder = 'the next one', fence = fence + 1 WHERE resource = %s"
+
+
+@pytest.mark.parametrize("write", FENCED_WRITES)
+def test_a_write_that_waited_while_a_takeover_was_committed_is_refused(ledger, rival, database, write):
+    job, lease = with_work_under_way(ledger)
+    with unchanged_but_for_the_holder(ledger, job.id):
+        rival.execute("BEGIN")
+        rival.execute(TAKE_OVER, [lease.resource])
+        with meanwhile(lambda: FENCED_WRITES[write](ledger, lease)) as late:
+            until_somebody_waits(database)
+            rival.execute("COMMIT")
+            with pytest.raises(Fenced, match="taken over"):
+                late.result(10)
+
+
+def test_a_video_is_not_changed_by_who_waited_while_it_was_taken_over(ledger, rival, database):
+    _, lease = running(ledger)
+    before = ledger.videos.register("acme", "v1", "key")
+    video = ledger.leases.acquire(video_resource("acme", "v1"), lease.holder, TTL)
+    rival.execute("BEGIN")
+    rival.execute(TAKE_OVER, [video.resource])
+    with meanwhile(lambda: ledger.videos.update(video, state=VideoState.PROCESSING)) as late:
+        until_somebody_waits(database)
+        rival.execute("COMMIT")
+        with pytest.raises(Fenced, match="taken over"):
+            late.result(10)
+    assert ledger.videos.get("acme", "v1") == before
+
+
+def test_without_its_lock_the_fence_lets_a_late_write_through(ledger, rival, database):
+    """The control of the tests above: looking is not holding."""
+    job, lease = with_work_under_way(ledger)
+    with instead(database, "hold", " FOR NO KEY UPDATE", ""):
+        rival.execute("BEGIN")
+        rival.execute(TAKE_OVER, [lease.resource])
+        ledger.units.complete(lease, "unit-1", "probe", "d-late", 1)
+        rival.execute("COMMIT")
+    assert [unit.digest for unit in ledger.units.of(job.id)] == ["d-late"]
+
+
+@contextmanager
+def unchanged_but_for_the_holder(ledger: SupabaseLedger, job_id: str) -> Iterator[None]:
+    def seen() -> tuple[object, ...]:
+        parts = list(picture(ledger, job_id))
+        parts[3] = None
+        return tuple(parts)
+
+    before = seen()
+    yield
+    assert seen() == before
+
+
+def test_a_takeover_waits_for_a_write_that_is_under_way_and_comes_after_it(ledger, clock, rival, database):
+    job, lease = with_work_under_way(ledger)
+    clock.advance(TTL)
+    rival.execute("BEGIN")
+    complete = "SELECT dailies.unit_complete(%s, %s, %s, %s, 'unit-1', 'probe', 'd-1', '1', false)"
+    rival.execute(complete, [uuid4(), lease.resource, lease.holder, lease.fence])
+    with meanwhile(lambda: ledger.leases.acquire(lease.resource, "the next one", TTL)) as next_one:
+        until_somebody_waits(database)
+        assert not next_one.done()
+        rival.execute("COMMIT")
+        assert next_one.result(10).fence > lease.fence
+    assert [unit.digest for unit in ledger.units.of(job.id)] == ["d-1"]
+
+
+def test_time_spent_waiting_for_a_lock_is_not_taken_from_the_lease(ledger, clock, rival, database):
+    """The clock is read after the wait: a lease given out late still has its whole ttl."""
+    lease = ledger.leases.acquire("video:1", "a", TTL)
+    rival.execute("BEGIN")
+    rival.execute("SELECT 1 FROM dailies.leases FOR UPDATE")
+    with meanwhile(lambda: ledger.leases.acquire("video:1", "b", TTL)) as late:
+        until_somebody_waits(database)
+        clock.advance(10 * TTL)
+        rival.execute("COMMIT")
+        taken = late.result(10)
+    assert taken.fence == lease.fence + 1
+    assert taken.expires_at == pytest.approx(clock.now + TTL)
+
+
+def test_recovery_leaves_a_job_alone_that_somebody_is_busy_with(ledger, clock, rival):
+    job, lease = running(ledger)
+    other, _ = running(ledger, run="run-2", subject="video-2")
+    clock.advance(TTL)
+    rival.execute("BEGIN")
+    rival.execute("SELECT 1 FROM dailies.leases WHERE resource = %s FOR NO KEY UPDATE", [lease.resource])
+    with unchanged(ledger, job.id):
+        assert [lost.id for lost in ledger.jobs.recover()] == [other.id]
+        assert [swept.resource for swept in ledger.leases.sweep()] == []
+    rival.execute("COMMIT")
+    assert [lost.id for lost in ledger.jobs.recover()] == [job.id]
+
+
+# ── the events of one job ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("other", ["cancel", "another event"])
+def test_the_events_of_a_job_become_visible_in_the_order_of_their_numbers(ledger, rival, database, other):
+    job, lease = running(ledger)
+    rival.execute("BEGIN")
+    emit = "SELECT dailies.outbox_emit(%s, %s, %s, %s, 'dailies.note', '1', '{}')"
+    rival.execute(emit, [uuid4(), lease.resource, lease.holder, lease.fence])
+    acts = {
+        "cancel": lambda: ledger.jobs.cancel(job.id),
+        "another event": lambda: ledger.outbox.emit(lease, "dailies.note", "2", {}),
+    }
+    with meanwhile(acts[other]) as later:
+        until_somebody_waits(database)
+        assert [event.type for event in ledger.outbox.of(job.id)] == ["dailies.job.queued", "dailies.job.running"]
+        rival.execute("COMMIT")
+        later.result(10)
+    events = ledger.outbox.of(job.id)
+    assert [event.seq for event in events] == sorted(event.seq for event in events)
+    assert [event.type for event in events[2:]] == [
+        "dailies.note",
+        "dailies.job.canceled" if other == "cancel" else "dailies.note",
+    ]
+
+
+def test_an_event_committed_after_a_later_one_of_another_job_is_neither_lost_nor_slept_through(ledger, rival, database):
+    _, slow = running(ledger)
+    _, quick = running(ledger, run="run-2", subject="video-2")
+    ledger.outbox.delivered([event.id for event in ledger.outbox.pending()])
+    rival.execute("BEGIN")
+    emit = "SELECT dailies.outbox_emit(%s, %s, %s, %s, 'dailies.slow', '1', '{}')"
+    rival.execute(emit, [uuid4(), slow.resource, slow.holder, slow.fence])
+    ledger.outbox.emit(quick, "dailies.quick", "1", {})
+    mark = ledger.outbox.mark()
+    [event] = ledger.outbox.pending()
+    assert event.type == "dailies.quick"
+    assert ledger.outbox.wait(mark, 0.1) is False
+    rival.execute("COMMIT")
+    assert ledger.outbox.wait(mark, 5) is True
+    assert [event.type for event in ledger.outbox.pending()] == ["dailies.slow", "dailies.quick"]
+
+
+# ── the first lease of a job ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("patience", [0, 10])
+def test_a_cancel_that_meets_the_very_first_start_begins_anew_and_does_not_wait_in_a_ring(
+    ledger, api, rival, database, patience
+):
+    """The lease did not exist when the cancel looked for it, so it is locked after the job: against the order."""
+    job = ledger.jobs.submit(request(), run_id="run-1")
+    canceling = SupabaseLedger(api.url, SERVICE_KEY, patience=patience)
+    rival.execute("BEGIN")
+    rival.execute("SELECT dailies.job_start(%s, %s, 1, 'run-1', 60)", [uuid4(), job.id])
+    with meanwhile(lambda: canceling.jobs.cancel(job.id)) as cancel:
+        until_somebody_waits(database)
+        rival.execute("COMMIT")
+        if patience:
+            assert cancel.result(10).state is JobState.CANCELED
+        else:
+            with pytest.raises(Transient, match="this very moment"):
+                cancel.result(10)
+    canceling.close()
+    lease = Lease(f"job:{job.id}", "run-1", 1, 0)
+    if patience:
+        with pytest.raises(Fenced):
+            ledger.jobs.done(lease, 1)
+    else:
+        assert ledger.jobs.done(lease, 1).state is JobState.DONE
+
+
+# ── everybody at once ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_whatever_they_do_at_once_nobody_waits_in_a_ring(ledger, api, clock, database):
+    """Eight clients that never try twice: a deadlock would end one of them, and is told."""
+    for number in range(4):
+        ledger.videos.register("acme", f"v{number}", "key")
+    deadline = time.monotonic() + 4
+    told: list[str] = []
+    done: list[str] = []
+
+    def work(number: int) -> None:
+        own = SupabaseLedger(api.url, SERVICE_KEY, patience=0)
+        choose = random.Random(number)
+        while time.monotonic() < deadline:
+            name = choose.choice(sorted(ACTS))
+            try:
+                ACTS[name](own, choose, f"run-{number}-{choose.randrange(3)}")
+                done.append(name)
+            except Transient as error:
+                told.append(str(error))
+            except DailiesError:
+                continue
+        own.close()
+
+    turning = threading.Event()
+    time_flies = threading.Thread(target=lambda: [clock.advance(1) for _ in iter(lambda: turning.wait(0.05), True)])
+    time_flies.start()
+    try:
+        at_once(8, work)
+    finally:
+        turning.set()
+        time_flies.join()
+    assert [error for error in told if "this very moment" not in error] == []
+    assert set(done) == set(ACTS), "each of them came off at least once"
+    clock.advance(100 * TTL)
+    ledger.jobs.recover()
+    ledger.leases.sweep()
+    assert not any(ledger.audit().values())
+
+
+def some_job(ledger: SupabaseLedger, choose: random.Random, state: JobState) -> Any:
+    return choose.choice(ledger.jobs.all(state, limit=5) or [None])
+
+
+def act_submit(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    ledger.jobs.submit(request(subject=f"v{choose.randrange(4)}", max_attempts=9))
+
+
+def act_run(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    job = ledger.dispatch.next(Caps(6, 6))
+    if job is None:
+        return
+    ledger.dispatch.bind(job.id, job.attempt, run)
+    _, lease = ledger.jobs.start(job.id, job.attempt, run, TTL)
+    with suppress(DailiesError):
+        video = ledger.leases.acquire(video_resource("acme", job.subject), run, TTL)
+        ledger.videos.update(video, state=VideoState.PROCESSING)
+        ledger.videos.update(video, state=VideoState.READY)
+        ledger.generations.publish(video, f"gen-{video.fence}")
+    ledger.units.begin(lease, "unit-1", "probe")
+    ledger.outbox.emit(lease, "dailies.note", str(job.attempt), {})
+    ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+    if choose.random() < 0.5:
+        ledger.jobs.done(lease, 1)
+
+
+def act_cancel(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    if (job := some_job(ledger, choose, JobState.RUNNING)) is not None:
+        ledger.jobs.cancel(job.id)
+
+
+def act_pause(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    if (job := some_job(ledger, choose, JobState.QUEUED)) is not None:
+        ledger.jobs.pause(job.id)
+        ledger.jobs.resume(job.id)
+
+
+def act_deliver(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    pending = ledger.outbox.pending()
+    ledger.outbox.delivered([event.id for event in choose.sample(pending, len(pending) // 2)])
+
+
+ACTS: dict[str, Callable[[SupabaseLedger, random.Random, str], Any]] = {
+    "submit": act_submit,
+    "run": act_run,
+    "cancel": act_cancel,
+    "pause": act_pause,
+    "recover": lambda ledger, choose, run: ledger.jobs.recover(),
+    "sweep": lambda ledger, choose, run: ledger.leases.sweep(),
+    "deliver": act_deliver,
+}
