@@ -19,7 +19,10 @@ from dailies.ledger.records import Call, Caps, Event, Job, JobRequest, JobState,
 
 class Leases(Protocol):
     def acquire(self, resource: str, holder: str, ttl: float) -> Lease:
-        """Take a free or expired lease under a fence higher than any before; raise ``Held`` otherwise."""
+        """Take a free or expired lease under a fence higher than any before; raise ``Held`` otherwise.
+
+        ``Fenced`` for a flow run whose job was taken from it: it may be alive, and gets nothing more.
+        """
 
     def renew(self, lease: Lease, ttl: float) -> Lease:
         """Prolong a lease that is still ours and not expired; raise ``Fenced`` otherwise."""

@@ -17,6 +17,11 @@ HELD = """EXISTS (
     WHERE lease.resource = :resource AND lease.fence = :fence AND lease.holder = :holder)"""
 
 
+# A run that lost its job may be alive, and gets nothing more.
+LOST_ITS_JOB = """SELECT 1 FROM runs WHERE run_id = :holder GROUP BY run_id
+    HAVING sum(ending IN ('crashed', 'cancelled')) > 0 AND sum(ending = '') = 0"""
+
+
 def held(lease: Lease) -> dict[str, Any]:
     return {"resource": lease.resource, "fence": lease.fence, "holder": lease.holder}
 
@@ -64,6 +69,8 @@ class SqliteLeases:
             raise BadInput("a lease needs a resource and a holder")
         positive(ttl)
         with self._database.transaction() as tx:
+            if tx.maybe(LOST_ITS_JOB, holder=holder):
+                raise Fenced(f"run {holder} has lost its job, so it cannot lease {resource}")
             return take(tx, resource, holder, ttl)
 
     def renew(self, lease: Lease, ttl: float) -> Lease:

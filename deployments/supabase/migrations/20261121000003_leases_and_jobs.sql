@@ -9,6 +9,13 @@ BEGIN
     IF known IS NOT NULL THEN
         RETURN known;
     END IF;
+    -- A run that lost its job may be alive, and gets nothing more. Locked, so that a cancel comes before or after.
+    PERFORM 1 FROM dailies.runs WHERE run_id = _holder AND ending <> 'ended' FOR SHARE;
+    IF EXISTS (SELECT 1 FROM dailies.runs WHERE run_id = _holder AND ending IN ('crashed', 'cancelled'))
+        AND NOT EXISTS (SELECT 1 FROM dailies.runs WHERE run_id = _holder AND ending = '')
+    THEN
+        PERFORM dailies.refuse('fenced', format('run %s has lost its job, so it cannot lease %s', _holder, _resource));
+    END IF;
     RETURN dailies.answer(_request, row_to_json(dailies.take(_resource, _holder, _ttl))::text);
 END $$;
 
@@ -345,7 +352,7 @@ BEGIN
 END $$;
 
 -- A job that was told to pause pauses: its holder died before it could. What others are busy with is left for the next
--- time. Answers are forgotten here: who lost a reply gave up within seconds, not within a day.
+-- time. Answers are forgotten here: who lost a reply gave up within seconds, not within an hour.
 CREATE OR REPLACE FUNCTION dailies.job_recover(_request uuid) RETURNS text
 LANGUAGE plpgsql SET search_path = '' AS $$
 DECLARE
@@ -358,7 +365,7 @@ BEGIN
         RETURN known;
     END IF;
     DELETE FROM dailies.answers WHERE request IN (
-        SELECT request FROM dailies.answers WHERE at < dailies.clock() - 86400 LIMIT 5000 FOR UPDATE SKIP LOCKED);
+        SELECT request FROM dailies.answers WHERE at < dailies.clock() - 3600 LIMIT 5000 FOR UPDATE SKIP LOCKED);
     FOR lost IN
         SELECT id FROM dailies.jobs WHERE state = 'RUNNING' AND NOT EXISTS (
             SELECT 1 FROM dailies.leases

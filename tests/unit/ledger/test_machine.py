@@ -113,6 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runs = 0
         self.current: dict[str, Lease] = {}  # the lease that may write, also past its ttl
         self.highest: dict[str, int] = defaultdict(int)
+        self.lost: set[str] = set()
         self.published: dict[str, dict[int, str]] = defaultdict(dict)
         self.recovered_at = self.swept_at = self.clock.now
 
@@ -150,7 +151,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.jobs[job_id].run = run
 
     def lose_run(self, run: str) -> None:
-        """A run that lost its job loses everything it held, under new fences."""
+        """A run that lost its job loses everything it held, under new fences, and gets nothing more."""
+        self.lost.add(run)
         for resource in [name for name, lease in self.current.items() if lease.holder == run]:
             del self.current[resource]
             self.highest[resource] += 1
@@ -338,7 +340,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def take_video(self, name: str, video: str) -> None:
         job = self.workers[name].job
         holder = job.holder if job is not None else name
-        if self.expired(self.current.get(video)):
+        if holder in self.lost:
+            with pytest.raises(Fenced):
+                self.ledger.leases.acquire(video, holder, TTL)
+        elif self.expired(self.current.get(video)):
             self.workers[name].video = self.got(self.ledger.leases.acquire(video, holder, TTL))
         else:
             with pytest.raises(Held) as refused:

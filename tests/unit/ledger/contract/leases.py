@@ -28,6 +28,7 @@ from tests.unit.ledger.contract.world import (
     recovered,
     request,
     running,
+    start_again,
     unchanged,
     with_work_under_way,
 )
@@ -94,6 +95,20 @@ class LostRunContract(Sound):
             ledger.generations.publish(video, "after")
         assert ledger.generations.current("video:acme/v1") == "before"
         assert ledger.leases.acquire("video:acme/v1", "the next one", TTL).fence > video.fence
+
+    @pytest.mark.parametrize("lose", [canceled, recovered], ids=lambda lose: lose.__name__)
+    def test_a_run_that_lost_its_job_gets_no_other_lease_either(self, ledger, clock, lose):
+        job, lease = running(ledger)
+        lose(ledger, clock, job, lease)
+        with pytest.raises(Fenced, match="lost its job"):
+            ledger.leases.acquire("video:acme/v1", lease.holder, TTL)
+        assert ledger.leases.holder("video:acme/v1") is None
+
+    def test_a_run_that_works_for_its_job_again_gets_leases_again(self, ledger, clock):
+        job, lease = running(ledger)
+        recovered(ledger, clock, job, lease)
+        start_again(ledger, job.id, lease.holder)
+        assert ledger.leases.acquire("video:acme/v1", lease.holder, TTL).holder == lease.holder
 
     def test_the_leases_of_others_stay(self, ledger, clock):
         job, lease = running(ledger)

@@ -1,0 +1,1 @@
+CREATE INDEX runs_by_run ON runs (run_id);
