@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import threading
+import time
 
 from blocks.site import OpenSite, open_site
-from dailies.errors import Held, NotConfigured, Transient
+from dailies.errors import DailiesError, Held, NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.holding import holding
 from dailies.ledger.records import Caps
@@ -19,17 +20,31 @@ from tasks.supervision import sweep
 log = logging.getLogger("dailies.supervisor")
 SWEEP_S = 1.0
 IDLE_S = 1.0
+CLEAN_S = 3600.0
+KEPT_S = 24 * 3600.0
 
 
 def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
     relaying = threading.Thread(target=relay_events, args=(site, ended), name="relay")
     relaying.start()
     try:
+        next_clean = 0.0
         while not ended.wait(SWEEP_S):
             sweep(site, caps)
+            if time.monotonic() >= next_clean:
+                next_clean = time.monotonic() + CLEAN_S
+                clean(site)
     finally:
         ended.set()
         relaying.join()
+
+
+def clean(site: OpenSite) -> None:
+    """The folders of calls that ended long ago: whoever waited for them has come by now."""
+    try:
+        site.compute.clean(KEPT_S)
+    except (OSError, DailiesError) as error:
+        log.warning("action=later error=%s", error)
 
 
 def relay_events(site: OpenSite, ended: threading.Event) -> None:
@@ -65,8 +80,12 @@ def main() -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    try:
+        site = open_site(options.site)
+    except DailiesError as error:
+        parser.exit(1, f"dailies: {error}\n")
     log.info("action=start site=%s slots=%s", options.site, options.slots)
-    supervise(open_site(options.site), Caps(options.slots, options.slots_per_tenant), ended)
+    supervise(site, Caps(options.slots, options.slots_per_tenant), ended)
     log.info("action=stop")
 
 

@@ -91,6 +91,9 @@ class Cloud:
         if client is not None and client.token not in self.tokens:
             raise known.AuthError("Token validation failed")
 
+    def next_fault(self) -> str:
+        return self.faults.pop(0) if self.faults else ""
+
     # ── containers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, name: str, args: tuple[Any, ...]) -> str:
@@ -142,20 +145,16 @@ class Function:
         self._cloud, self._app, self._name, self._environment, self._client = cloud, app, name, environment, client
 
     @Method
+    async def hydrate(self, client: Any = None) -> Function:
+        """Looks the function up, and starts nothing."""
+        await self._look_up(self._cloud.next_fault())
+        return self
+
+    @Method
     async def spawn(self, *args: Any, **kwargs: Any) -> FunctionCall:
         cloud = self._cloud
-        fault = cloud.faults.pop(0) if cloud.faults else ""
-        if fault == "hang":
-            await asyncio.sleep(3600)
-        cloud.authenticate(self._client)
-        if (self._app, self._environment) not in cloud.apps:
-            raise known.NotFoundError(f"Lookup failed for Function '{self._name}' from the '{self._app}' app")
-        try:
-            lookup(self._name, cloud.table)
-        except Exception as error:
-            raise known.NotFoundError(f"Lookup failed for Function '{self._name}'") from error
-        if fault == "forbidden":
-            raise known.PermissionDeniedError("not your workspace")
+        fault = cloud.next_fault()
+        await self._look_up(fault)
         if fault == "no_gpu":
             raise known.ResourceExhaustedError("no capacity for this GPU")
         if fault == "unavailable":
@@ -166,6 +165,19 @@ class Function:
         if fault == "lose_reply":
             raise known.ConnectionError("the stream was reset")
         return FunctionCall(cloud, call_id, self._client)
+
+    async def _look_up(self, fault: str) -> None:
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        self._cloud.authenticate(self._client)
+        if (self._app, self._environment) not in self._cloud.apps:
+            raise known.NotFoundError(f"Lookup failed for Function '{self._name}' from the '{self._app}' app")
+        try:
+            lookup(self._name, self._cloud.table)
+        except Exception as error:
+            raise known.NotFoundError(f"Lookup failed for Function '{self._name}'") from error
+        if fault == "forbidden":
+            raise known.PermissionDeniedError("not your workspace")
 
 
 class FunctionCall:

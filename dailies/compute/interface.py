@@ -59,6 +59,9 @@ class Compute(Protocol):
         """End it and all that it started within two seconds; no harm when it has ended. ``UnknownCall`` if there is
         no such call."""
 
+    def check(self) -> None:
+        """``NotConfigured`` unless work could be submitted now: for whoever sets a site up, not for a run."""
+
     def find(self, unit: str) -> str | None:
         """The id of this unit's call where it can be known without having seen the reply to ``submit``."""
 

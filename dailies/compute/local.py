@@ -19,7 +19,7 @@ from dailies import remote
 from dailies.canonical import canonical_json, digest, write_atomically
 from dailies.compute.interface import Canceled, StillRunning, UnknownCall
 from dailies.compute.shim import CANCEL, LOG, PID, REQUEST, RESULT, write_result
-from dailies.errors import Transient
+from dailies.errors import NotConfigured, Transient
 
 LOCK = "lock"
 DOOR = ".door"
@@ -84,6 +84,13 @@ class LocalCompute:
     def find(self, unit: str) -> str | None:
         call_id = id_of(unit)
         return call_id if (self.folder / call_id / REQUEST).exists() else None
+
+    def check(self) -> None:
+        try:
+            with self._door():
+                return
+        except OSError as error:
+            raise NotConfigured(f"the folder of the calls, {self.folder}, cannot be used: {error.strerror}") from error
 
     def clean(self, older_than: float) -> int:
         removed = 0

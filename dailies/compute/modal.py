@@ -85,6 +85,25 @@ class ModalCompute:
         """Modal gives a call its id, and cannot be asked for it by what it works on."""
         return None
 
+    def check(self) -> None:
+        """Asks for the first function of the table, and does not call it."""
+        name = next(iter(remote.FUNCTIONS))
+
+        async def look(modal: Any, account: Any) -> Any:
+            return await modal.Function.from_name(
+                self.app, name, environment_name=self.environment or None, client=account
+            ).hydrate.aio()
+
+        try:
+            self._ask(look, self._answer_s)
+        except self._errors.NotFoundError as error:
+            raise NotConfigured(f"Modal has no {name} in app {self.app}: {DEPLOY} ({line(error)})") from error
+        except Exception as error:  # noqa: BLE001 - each becomes one of ours
+            try:
+                self._refuse(error)
+            except Transient as passing:
+                raise NotConfigured(f"{passing}: can this machine reach Modal?") from error
+
     def clean(self, older_than: float) -> int:
         """Modal forgets by itself, after some days."""
         return 0

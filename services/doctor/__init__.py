@@ -22,7 +22,7 @@ from services.doctor.configuration import configuration, hide_secrets
 from services.doctor.finding import Examination, Finding, Visit, healthy, render, to_json
 from services.doctor.machine import gpu, media, paths, versions
 from services.doctor.orchestrator import drift, look_for_server, prefect
-from services.doctor.site import events, failures, jobs, ledger, scenarios, store, stream
+from services.doctor.site import compute, events, failures, jobs, ledger, scenarios, store, stream
 from services.environment import SETTINGS
 
 __all__ = ["Finding", "examine", "render", "run", "to_json"]
@@ -34,6 +34,7 @@ EXAMINATIONS: tuple[tuple[str, Callable[[Visit], Iterable[Finding]]], ...] = (
     ("paths", paths),
     ("store", store),
     ("ledger", ledger),
+    ("compute", compute),
     ("events", events),
     ("stream", stream),
     ("prefect", prefect),

@@ -76,6 +76,13 @@ def events(visit: Visit) -> Iterator[Finding]:
     yield Finding("events", f"site {visit.site}", "the API takes them", True)
 
 
+def compute(visit: Visit) -> Iterator[Finding]:
+    with talking_to(visit):
+        found = connections(visit)
+        found.compute.open(found.store).check()
+    yield Finding("compute", f"site {visit.site}", f"{found.compute.get_block_type_name()} takes work", True)
+
+
 def stream(visit: Visit) -> Iterator[Finding]:
     with talking_to(visit):
         described = connections(visit).stream

@@ -24,7 +24,7 @@ from blocks.site import LocalFolder as LocalFolderBlock
 from dailies.canonical import canonical_json
 from dailies.compute.interface import Canceled, StillRunning, UnknownCall
 from dailies.compute.local import LocalCompute, id_of, is_alive
-from dailies.errors import Transient
+from dailies.errors import NotConfigured, Transient
 from dailies.media.contact_sheet import contact_sheet
 from dailies.media.probe import probe
 from dailies.media.sample import make_clip
@@ -287,3 +287,10 @@ def test_what_a_bucket_is_opened_with_elsewhere_is_what_it_is_opened_with_here()
         link = store.presigned_get("acme/x", 60)
         assert link.startswith("http://127.0.0.1:9/films/x/acme/x?")
         assert "X-Amz-Credential=a%2F" in link
+
+
+def test_a_folder_that_cannot_be_used_is_named_before_anything_is_submitted(tmp_path):
+    LocalCompute(tmp_path / "new" / "calls").check()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(NotConfigured, match=r"the folder of the calls, .*/file/calls, cannot be used"):
+        LocalCompute(tmp_path / "file" / "calls").check()

@@ -24,6 +24,7 @@ from modal_proto.api_grpc import ModalClientBase  # the client's own description
 from blocks.compute import ModalCompute as ModalBlock
 from blocks.s3 import S3Bucket
 from blocks.site import LocalFolder as LocalFolderBlock
+from dailies import remote
 from dailies.compute.interface import Busy, Canceled, StillRunning, UnknownCall, Unreachable
 from dailies.compute.modal import ModalCompute
 from dailies.errors import DailiesError, NotConfigured, TimedOut, Transient
@@ -33,6 +34,7 @@ from tests.compute_work import ROOT, TABLE
 from tests.modal_stand_in import Cloud, Function, FunctionCall
 
 pytestmark = pytest.mark.integration
+REAL_TABLE = remote.TABLE
 __all__ = ["world"]
 
 
@@ -146,14 +148,39 @@ WRONG = {
 }
 
 
+ASKED = {
+    "submit": lambda compute, world: compute.submit("count", world.payload(), UNIT),
+    "check": lambda compute, world: compute.check(),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 @pytest.mark.parametrize(("settings", "trouble", "message"), WRONG.values(), ids=WRONG)
-def test_a_wrong_setting_is_one_line_that_says_what_to_set(cloud, world, settings, trouble, message):
+def test_a_wrong_setting_is_one_line_that_says_what_to_set(cloud, world, settings, trouble, message, asked):
     cloud.configured = trouble != "configured"
     cloud.faults = [trouble]
+    cloud.table = TABLE if asked is ASKED["submit"] else REAL_TABLE
     with pytest.raises(NotConfigured, match=message) as raised:
-        ModalCompute(*settings, client=cloud).submit("count", world.payload(), UNIT)
+        asked(ModalCompute(*settings, client=cloud), world)
     assert "\n" not in str(raised.value)
     assert cloud.spawned == []
+
+
+def test_a_check_finds_what_is_deployed_and_starts_nothing(cloud):
+    cloud.table = REAL_TABLE
+    ModalCompute("dailies", client=cloud).check()
+    assert cloud.spawned == []
+
+
+def test_a_check_says_which_function_is_not_deployed_yet(cloud):
+    with pytest.raises(NotConfigured, match="Modal has no probe_media in app dailies: run `modal deploy"):
+        ModalCompute("dailies", client=cloud).check()
+
+
+def test_a_check_of_a_cloud_that_does_not_answer_asks_whether_it_can_be_reached(cloud):
+    cloud.faults = ["hang"]
+    with pytest.raises(NotConfigured, match="can this machine reach Modal"):
+        ModalCompute("dailies", client=cloud, answer_s=0.2).check()
 
 
 def test_the_token_of_the_settings_is_the_one_that_is_used(cloud, world):
@@ -263,6 +290,7 @@ def pairs(cloud: Cloud) -> dict[str, tuple[Any, Any]]:
     return {
         "Function.from_name": (modal.Function.from_name, cloud.Function.from_name),
         "Function.spawn": (modal.Function.spawn, Function.spawn),
+        "Function.hydrate": (modal.Function.hydrate, Function.hydrate),
         "FunctionCall.from_id": (modal.FunctionCall.from_id, cloud.FunctionCall.from_id),
         "FunctionCall.get": (modal.FunctionCall.get, FunctionCall.get),
         "FunctionCall.cancel": (modal.FunctionCall.cancel, FunctionCall.cancel),
