@@ -8,6 +8,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks._part import Part
 from blocks.s3 import S3Bucket
 from dailies.compute.interface import Compute
 from dailies.compute.local import LocalCompute as Processes
@@ -17,7 +18,7 @@ from dailies.home import home
 from dailies.store.local import LocalFolder as FolderStore
 
 
-class LocalCompute(Block):
+class LocalCompute(Part):
     """Heavy work in processes of this machine. Each has a folder, and outlives the flow that started it."""
 
     _block_type_name = "Dailies local compute"
@@ -30,7 +31,7 @@ class LocalCompute(Block):
         return Processes(Path(self.path) if self.path else home() / "calls", store_settings(store))
 
 
-class ModalCompute(Block):
+class ModalCompute(Part):
     """Heavy work on GPUs of Modal, in an app that was deployed there. Needs a bucket as the site's store."""
 
     _block_type_name = "Dailies Modal compute"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks._part import Part
 from dailies.events.redis_stream import MAX_LENGTH, STREAM
 from dailies.events.redis_stream import RedisStream as StreamOfRedis
 
 
-class RedisStream(Block):
+class RedisStream(Part):
     """Events to a stream of a Redis 5 or newer, for whoever reads it with a consumer group."""
 
     _block_type_name = "Dailies Redis stream"

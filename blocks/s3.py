@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks._part import Part
 from dailies.store.interface import Store
 from dailies.store.s3 import S3Store
 
 
-class S3Bucket(Block):
+class S3Bucket(Part):
     """Objects in a bucket of AWS, Wasabi or any other S3."""
 
     _block_type_name = "Dailies S3 bucket"

@@ -9,6 +9,7 @@ from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
 
+from blocks._part import Part
 from blocks.compute import LocalCompute, ModalCompute
 from blocks.redis import RedisStream
 from blocks.s3 import S3Bucket
@@ -35,7 +36,7 @@ class OpenSite:
     scenarios: bool = True
 
 
-class LocalFolder(Block):
+class LocalFolder(Part):
     """Objects as files below one folder."""
 
     _block_type_name = "Dailies local folder"
@@ -47,7 +48,7 @@ class LocalFolder(Block):
         return FolderStore(Path(self.path) if self.path else home() / "media")
 
 
-class SqliteLedger(Block):
+class SqliteLedger(Part):
     """Jobs, units and leases in one SQLite file, for any number of processes on one machine."""
 
     _block_type_name = "Dailies SQLite ledger"
@@ -59,7 +60,7 @@ class SqliteLedger(Block):
         return EmbeddedLedger(Path(self.path) if self.path else home() / "ledger.db")
 
 
-class PrefectEvents(Block):
+class PrefectEvents(Part):
     """Events to a Prefect server."""
 
     _block_type_name = "Dailies Prefect events"
@@ -92,9 +93,11 @@ class Site(Block):
     compute: LocalCompute | ModalCompute = Field(
         default_factory=LocalCompute, description="Where heavy work runs: processes of this machine, or Modal."
     )
-    events: PrefectEvents = Field(default_factory=PrefectEvents, description="The Prefect server that gets the events.")
+    events: PrefectEvents = Field(
+        default_factory=PrefectEvents, title="Events", description="The Prefect server that gets the events."
+    )
     stream: RedisStream | None = Field(
-        default=None, description="A Redis stream that gets the events as well. Empty: Prefect alone."
+        default=None, title="Stream", description="A Redis stream that gets the events as well. Empty: Prefect alone."
     )
     scenarios: bool = Field(
         default=False,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks._part import Part
 from dailies.ledger.interface import Ledger
 
 
-class SupabaseLedger(Block):
+class SupabaseLedger(Part):
     """Jobs, units and leases in a Supabase project, for workers on any number of machines."""
 
     _block_type_name = "Dailies Supabase ledger"

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentCreate
 from pydantic import SecretStr
 
 import blocks
@@ -53,6 +54,30 @@ def test_a_site_of_real_services_comes_back_as_it_was_saved():
     assert opened.compute.app == "ours"
     assert isinstance(opened.events, Fanout)
     assert opened.scenarios is True
+
+
+def test_a_site_that_was_put_together_in_the_ui_opens_like_one_that_was_saved_from_python(client):
+    """The form keeps each part as a block of its own, and the site as references to them."""
+    parts = everything()
+    saved = {name: getattr(parts, name).save(f"ui-{name}", overwrite=True) for name in ("store", "ledger", "compute")}
+    Site.register_type_and_schema()
+    schema = client.read_block_schema_by_checksum(Site._calculate_schema_checksum())
+    refs = {name: {"$ref": {"block_document_id": str(found)}} for name, found in saved.items()}
+    stream = parts.stream.save("ui-stream", overwrite=True)
+    client.create_block_document(
+        BlockDocumentCreate(
+            name="from-the-ui",
+            block_schema_id=schema.id,
+            block_type_id=schema.block_type_id,
+            data={**refs, "stream": {"$ref": {"block_document_id": str(stream)}}, "scenarios": True},
+        )
+    )
+    opened = open_site("from-the-ui")
+    assert isinstance(opened.store, S3Store)
+    assert isinstance(opened.ledger, RemoteLedger)
+    assert isinstance(opened.compute, ModalFunctions)
+    assert isinstance(opened.events, Fanout)
+    assert Site.load("from-the-ui").store.secret_key.get_secret_value() == "the-secret-of-s3"
 
 
 def test_each_part_of_a_site_can_be_another_one(tmp_path):
