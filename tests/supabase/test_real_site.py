@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from blocks import RedisStream, S3Bucket, Site, SupabaseLedger
-from dailies.ledger.records import JobRequest
+from dailies import failpoints
+from dailies.ledger.records import RECOVERED, JobRequest, JobState
 from dailies.ledger.supabase import SupabaseLedger as RemoteLedger
+from dailies.media.sample import make_clip
 from dailies.scenarios.processes import free_port
-from tests.e2e.conftest import DAILIES, Machine
+from tests.e2e.conftest import DAILIES, Machine, wait_for
 from tests.servers.redis import RedisServer, serving_redis
 from tests.servers.s3 import Server, rclone_serving
 from tests.supabase.servers import MIGRATIONS, SERVICE_KEY, Postgres, migrate, running_api
 
 pytestmark = [pytest.mark.supabase, pytest.mark.e2e, pytest.mark.slow]
+
+
+class RestartableApi:
+    """The API server, which can be away for a while and come back at the same address."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._postgres = postgres
+        self._port: int | None = None
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        server = self._stack.enter_context(running_api(self._postgres, "staging", self._port))
+        self._port = server.port
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+
+@contextmanager
+def restartable_api(postgres: Postgres) -> Iterator[RestartableApi]:
+    api = RestartableApi(postgres)
+    api.start()
+    try:
+        yield api
+    finally:
+        api.stop()
 
 
 @dataclass
@@ -34,6 +71,7 @@ class Staging:
     store: Server
     redis: RedisServer
     block: Site
+    api: RestartableApi
 
     def save(self, name: str, **changes: object) -> None:
         with temporary_settings({PREFECT_API_URL: self.prefect}):
@@ -53,7 +91,7 @@ def staging(postgres: Postgres, tmp_path_factory) -> Iterator[Staging]:
         serving_redis(tmp_path_factory.mktemp("redis")) as redis,
     ):
         migrate(database, MIGRATIONS)
-        with running_api(postgres, "staging") as api, machine.up(free_port()) as prefect:
+        with restartable_api(postgres) as api, machine.up(free_port()) as prefect:
             machine.env["PREFECT_API_URL"] = prefect
             block = Site(
                 store=S3Bucket(
@@ -67,7 +105,7 @@ def staging(postgres: Postgres, tmp_path_factory) -> Iterator[Staging]:
                 scenarios=True,
             )
             ledger = RemoteLedger(api.url, SERVICE_KEY)
-            yield Staging(machine, prefect, ledger, database, store, redis, block)
+            yield Staging(machine, prefect, ledger, database, store, redis, block, api)
             ledger.close()
 
 
@@ -121,3 +159,54 @@ def test_a_site_that_is_at_work_is_not_touched(staging, tmp_path):
     assert "site 'staging' is at work" in done.stderr
     assert staging.ledger.jobs.get(job.id) == job
     staging.ledger.jobs.cancel(job.id)
+
+
+OUTAGE_S = 60.0
+
+
+def test_a_job_outlives_a_ledger_that_is_away_for_a_minute(staging, tmp_path):
+    staging.save("staging")
+    key = "acme/client/videos/v1/clip.mp4"
+    staging.store.store().put_file(key, make_clip(tmp_path / "clip.mp4", seconds=2))
+    log = tmp_path / "faults.jsonl"
+    with temporary_settings({PREFECT_API_URL: staging.prefect}), get_client(sync_client=True) as client:
+        client.create_deployment(
+            client.create_flow_from_name("ingest-media"),
+            "outage",
+            entrypoint="flows.ingest_media.ingest_media",
+            work_pool_name="cpu",
+            work_queue_name="cpu",
+            job_variables={"env": failpoints.environment("probe_media:before=sleep(3)", log)},
+        )
+    params = {"tenant": "acme", "media_key": key}
+    request = JobRequest("acme", "ingest-media", "acme/v1", params, "ingest-media/outage")
+    with supervising(staging, tmp_path / "supervisor.log"):
+        job = staging.ledger.jobs.submit(request)
+        wait_for(lambda: bool(failpoints.fired(log)), 60)
+        staging.api.stop()
+        time.sleep(OUTAGE_S)
+        staging.api.start()
+        wait_for(lambda: staging.ledger.jobs.get(job.id).final, 90)
+        wait_for(lambda: not staging.ledger.outbox.pending(), 30)
+    done = staging.ledger.jobs.get(job.id)
+    assert (done.state, done.attempt) == (JobState.DONE, 2), done.error
+    events = staging.ledger.outbox.of(job.id)
+    assert [event.data["message"] for event in events if event.type == "dailies.job.queued"] == ["", RECOVERED]
+    assert [event.type for event in events].count("dailies.job.done") == 1
+    units = {unit.step: (unit.state, unit.attempts) for unit in staging.ledger.units.of(job.id)}
+    assert units == {"probe_media": ("DONE", 2), "make_contact_sheet": ("DONE", 1)}, "only what it was in is done again"
+    assert not any(staging.ledger.audit(grace=10).values())
+    told = [fields["id"] for _, fields in staging.redis.client.xrange("dailies:events") if fields["job"] == job.id]
+    assert list(dict.fromkeys(told)) == [event.id for event in events]
+
+
+@contextmanager
+def supervising(staging: Staging, log: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "services.supervisor", "--site", "staging"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=staging.machine.env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
