@@ -123,13 +123,16 @@ class Site(Block):
 
 
 def open_site(name: str = "local") -> OpenSite:
-    if name == "local":
-        return Site().open(name)
+    return (Site() if name == "local" else described(name)).open(name)
+
+
+def described(name: str) -> Site:
+    """The block of that name, with nothing opened yet."""
     try:
         site = Site.load(name)
-        assert isinstance(site, Site)
     except ValueError as error:
         raise NotConfigured(
             f"there is no site {name!r}: save a 'Dailies site' block of that name in Prefect, or use site 'local'"
         ) from error
-    return site.open(name)
+    assert isinstance(site, Site)
+    return site

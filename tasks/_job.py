@@ -31,7 +31,7 @@ from dailies.ledger.holding import TTL_S, Keeper, acquire, give_back, keeping
 from dailies.ledger.records import Job, JobRequest, JobState, Lease
 from tasks._hooks import cancel_job
 
-RETRY_IN_S = 5.0
+RETRY_IN_S = 5.0  # after the first failure; four times as long after each further one
 PROGRESS_S = 2.0
 
 ARGUMENTS = """
@@ -104,14 +104,17 @@ def job_flow(name: str, subject: Callable[..., str], **options: Any) -> Callable
 
 def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str], parameters: dict[str, Any]) -> Any:
     own = {name: value for name, value in parameters.items() if name not in ("site", "patience_s")}
-    site = open_site(parameters["site"])
+    try:
+        site = open_site(parameters["site"])
+    except DailiesError as error:
+        return failed(error)
     named, refusal = subject_of(subject, own)
     try:
         job, lease = begin(kind, site, named, own["tenant"])
-    except BadInput as error:
-        return failed(error)
     except Conflict as error:
         return Crashed(name="Superseded", message=f"{error}; this run has nothing to do")
+    except DailiesError as error:  # a job that is on record waits for the supervisor, which starts another run
+        return failed(error)
     with keeping(site.ledger, TTL_S) as keeper:
         keeper.add(lease)
         try:
@@ -206,7 +209,8 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
                 return None
             case _:
                 reason = error if isinstance(error, DailiesError) else Transient(f"{type(error).__name__}: {error}")
-                job = jobs.failed(lease, reason, retry_in=RETRY_IN_S)
+                rest = RETRY_IN_S * 4 ** jobs.get(job_of(lease)).crashes
+                job = jobs.failed(lease, reason, retry_in=rest)
                 return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
     except Conflict as late:
         return Crashed(name="Superseded", message=str(late))

@@ -35,6 +35,7 @@ from dailies.errors import NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.priority import priority_tags
 from dailies.ledger.records import RECOVERED, Caps, Job, Run
+from tasks._compute import reap_orphans
 
 log = logging.getLogger("dailies.supervisor")
 START_GRACE_S = 60.0
@@ -50,6 +51,7 @@ class Swept:
     shown: int = 0
     relayed: int = 0
     skipped: int = 0
+    reaped: int = 0
 
     def __str__(self) -> str:
         return " ".join(f"{name}={count}" for name, count in asdict(self).items() if count) or "nothing to do"
@@ -62,6 +64,7 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
     """The ledger comes first and needs nobody else; where Prefect does not answer, the next sweep tries again."""
     swept = Swept()
     guarded(lambda: recover(site, swept))
+    guarded(lambda: reap(site, swept))
     if not get_current_settings().api.url:  # a client would bring up a temporary server for itself
         log.warning("action=later error=no Prefect API is configured: set PREFECT_API_URL")
         return swept
@@ -96,6 +99,11 @@ def recover(site: OpenSite, swept: Swept) -> None:
         else:
             swept.recovered += 1
     swept.leases_ended += len(site.ledger.leases.sweep())
+
+
+def reap(site: OpenSite, swept: Swept) -> None:
+    """Work elsewhere whose job is over is not to be paid for any longer."""
+    swept.reaped += reap_orphans(site)
 
 
 def show_endings(site: OpenSite, client: SyncPrefectClient, swept: Swept) -> None:
@@ -137,8 +145,15 @@ def chase_unstarted(site: OpenSite, client: SyncPrefectClient) -> None:
             site.ledger.jobs.cancel(run.job)
             log.info("action=cancel job=%s run=%s", run.job, run.run_id)
         elif lost(state):
-            site.ledger.dispatch.give_up(run.job, run.attempt)
+            site.ledger.dispatch.give_up(run.job, run.attempt, refused(state))
             log.warning("action=give_up job=%s attempt=%s run=%s", run.job, run.attempt, run.run_id)
+
+
+def refused(state: State[Any] | None) -> NotConfigured | None:
+    """A run that could not open its site says so and ends; another one could not open it either."""
+    if state is not None and state.is_failed() and state.name == NotConfigured.__name__:
+        return NotConfigured(state.message or "its run found the site not configured")
+    return None
 
 
 def lost(state: State[Any] | None) -> bool:

@@ -12,6 +12,8 @@ from dailies.errors import NotConfigured, Transient
 from dailies.events.interface import cloud_event
 from dailies.ledger.records import Event
 
+SET = "set api_url to a Prefect API, and api_key where it asks for one"
+
 
 class PrefectEvents:
     def __init__(self, api_url: str, headers: Mapping[str, str] | None = None, timeout: float = 10.0) -> None:
@@ -25,9 +27,14 @@ class PrefectEvents:
         try:
             answer = self._client.post("events", json=[as_prefect(event) for event in events])
         except httpx.HTTPError as error:
-            raise Transient(f"the Prefect API did not take the events: {error}") from error
+            raise Transient(
+                f"the Prefect API at {self._client.base_url} did not take the events: {error}: "
+                "is api_url right, and does the server run?"
+            ) from error
         if answer.status_code // 100 != 2:
-            raise Transient(f"the Prefect API refused the events: {answer.status_code} {answer.text[:200]}")
+            kind = NotConfigured if answer.status_code in (401, 403, 404) else Transient
+            said = " ".join(answer.text.split())[:200]
+            raise kind(f"{self._client.base_url} refused the events ({answer.status_code} {said}): {SET}")
 
     def close(self) -> None:
         self._client.close()

@@ -29,7 +29,14 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, InvalidResponse, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    InvalidResponse,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from dailies.canonical import canonical_json
@@ -56,6 +63,7 @@ SCRIPT = re.compile(r"Error running script \(.*?\): (@user_script: ?\d+: )*| scr
 
 # What does not pass by itself, by a word of the server's, and what to do about it. The rest is worth another try.
 ALLOW = "allow this user eval, evalsha, script|load, and the stream commands on this key"
+ADDRESS = "is url right, and does the server run?"
 PASSWORD = "set the password (and the user in url) that this server wants, or none if it has none"
 REMEDIES = {
     "WRONGTYPE": "a key of that name is there and is no stream: set another stream, or delete it",
@@ -141,7 +149,7 @@ class RedisStream:
             with errors(self._where, "trim it"):
                 self._client.xtrim(self.stream, maxlen=self._max_length, approximate=True)
         except Transient as error:
-            raise NotConfigured(line(f"{error}: is the address right, and does the server run?")) from error
+            raise NotConfigured(line(f"{str(error).removesuffix(f': {ADDRESS}')}: {ADDRESS}")) from error
 
     def take(self, group: str, name: str, claim_after: float = CLAIM_AFTER_S) -> Sequence[Delivery]:
         """The next entries of this group's, for ``name`` to handle in this order and then to ``acknowledge``.
@@ -359,7 +367,10 @@ def judged(error: RedisError) -> tuple[type[DailiesError], str]:
     for word, remedy in REMEDIES.items():
         if word in said:
             return NotConfigured, remedy
-    return (TimedOut if isinstance(error, TimeoutError) else Transient), ""
+    if isinstance(error, TimeoutError):
+        return TimedOut, ADDRESS
+    # Its subclasses come from a server that was reached.
+    return Transient, ADDRESS if type(error) is ConnectionError else ""
 
 
 def fields_of(event: Event) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,15 @@ class Artifact:
 
 
 class Store(Protocol):
+    def check(self) -> None:
+        """``NotConfigured`` unless it answers now: for whoever sets a site up, not for a run."""
+
     def put(self, key: str, data: bytes) -> Artifact: ...
 
     def put_file(self, key: str, path: Path) -> Artifact: ...
+
+    def put_stream(self, key: str, file: BinaryIO) -> Artifact:
+        """What is left to read of a file object, which need not be able to go back."""
 
     def get(self, key: str) -> bytes:
         """``Missing`` when there is no such object."""

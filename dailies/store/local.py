@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dailies.canonical import CHUNK, Digested, digest, file_digest, write_atomically
-from dailies.errors import Missing
+from dailies.errors import Missing, NotConfigured
 from dailies.store.interface import Artifact, Stored
 from dailies.store.keys import check_key
 
@@ -18,14 +19,23 @@ class LocalFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def check(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotConfigured(f"the folder {self.root} cannot be used: {error.strerror}") from error
+
     def put(self, key: str, data: bytes) -> Artifact:
         write_atomically(self._path(key), [data])
         return Artifact(key, digest(data), len(data))
 
     def put_file(self, key: str, path: Path) -> Artifact:
         with path.open("rb") as file:
-            passing = Digested(iter(lambda: file.read(CHUNK), b""))
-            write_atomically(self._path(key), passing)
+            return self.put_stream(key, file)
+
+    def put_stream(self, key: str, file: BinaryIO) -> Artifact:
+        passing = Digested(iter(lambda: file.read(CHUNK), b""))
+        write_atomically(self._path(key), passing)
         return Artifact(key, passing.sha256, passing.size)
 
     def get(self, key: str) -> bytes:

@@ -13,10 +13,11 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from shutil import copyfileobj
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.exceptions import ClientError
 
@@ -24,15 +25,17 @@ from dailies.canonical import CHUNK, Digested, canonical_json, digest, file_dige
 from dailies.errors import BadInput, Conflict, Missing, NotConfigured, Transient
 from dailies.store.interface import Artifact, Stored
 from dailies.store.keys import check_key, is_key
-from dailies.store.s3_client import client, errors, kind, kind_of, line
+from dailies.store.s3_client import ADDRESS, BUCKET, NO_S3, client, errors, kind, kind_of, line
 
 if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
     from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 PART_SIZE = 8 << 20
 MOST_PARTS = 10_000
 BATCH = 1000
 LONGEST_LINK_S = 7 * 24 * 3600
+CHECK_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,22 @@ class S3Store:
         prefix: str = "",
         part_size: int = PART_SIZE,
     ) -> None:
+        if not bucket:
+            raise NotConfigured(f"an S3 bucket needs its name: {BUCKET}")
         self.bucket = bucket
         self.prefix = f"{check_key(prefix)}/" if prefix else ""
         self.part_size = part_size
         self._where = f"bucket {bucket} at {endpoint_url or 'AWS'}"
         self._seen = False
-        self._client = client(endpoint_url, region, access_key, secret_key)
+        self._connect = partial(client, endpoint_url, region, access_key, secret_key)
+        self._client = self._connect()
 
     def check(self) -> None:
         """``NotConfigured`` unless the bucket answers now: for whoever sets a site up, not for a run."""
         try:
-            self._look()
+            self._look(self._connect(patience_s=CHECK_S))
         except Transient as error:
-            raise NotConfigured(f"{error}: is endpoint_url right, and does the server run?") from error
+            raise NotConfigured(line(str(error).removesuffix(f": {ADDRESS}"), ADDRESS)) from error
 
     def put(self, key: str, data: bytes) -> Artifact:
         return self._put(key, data)
@@ -104,6 +110,14 @@ class S3Store:
             upload = self._resumed(artifact, size) or self._started(artifact, size)
             self._send(artifact, path, upload)
         return artifact
+
+    def put_stream(self, key: str, file: BinaryIO) -> Artifact:
+        """By way of a temporary file: the digest goes ahead of the bytes, and what is sent again is read again."""
+        check_key(key)
+        with NamedTemporaryFile(prefix="dailies-") as whole:
+            copyfileobj(file, whole, CHUNK)
+            whole.flush()
+            return self.put_file(key, Path(whole.name))
 
     def get(self, key: str) -> bytes:
         return b"".join(self._chunks(key))
@@ -156,7 +170,7 @@ class S3Store:
     def _put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None, **condition: Any) -> Artifact:
         artifact = Artifact(check_key(key), digest(data), len(data))
         with errors(self._where, f"put {key}"):
-            self._client.put_object(
+            answer = self._client.put_object(
                 Bucket=self.bucket,
                 Key=self._full(key),
                 Body=data,
@@ -164,32 +178,41 @@ class S3Store:
                 Metadata={"sha256": artifact.sha256, **(metadata or {})},
                 **condition,
             )
+        self._expect_s3(answer)
         return artifact
 
     def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
         check_key(key)
         try:
             with errors(self._where, f"look at {key}"):
-                return self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+                head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
         except Missing:
             self._see_bucket()
             return None
+        self._expect_s3(head)
+        return head
+
+    def _expect_s3(self, answer: Mapping[str, Any]) -> None:
+        """Many a web server says 200 to whatever it is sent, and has kept nothing of it."""
+        if "ETag" not in answer:
+            raise NotConfigured(line(f"{self._where} answers without an ETag", NO_S3))
 
     def _see_bucket(self) -> None:
         """HEAD has one answer to a missing object and to a missing bucket: once, it is asked which."""
         if not self._seen:
-            self._look()
+            self._look(self._client)
             self._seen = True
 
-    def _look(self) -> None:
+    def _look(self, client: S3Client) -> None:
         with errors(self._where, "look at the bucket"):
-            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+            client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
 
     def _chunks(self, key: str, *, verify: bool = True) -> Iterator[bytes]:
         """The bytes that were put, or an error at their end."""
         check_key(key)
         with errors(self._where, f"get {key}"):
             answer = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+            self._expect_s3(answer)
             with closing(answer["Body"]) as body:
                 if not verify:
                     yield from body.iter_chunks(CHUNK)

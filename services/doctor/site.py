@@ -34,6 +34,7 @@ def store(visit: Visit) -> Iterator[Finding]:
     """The examination that writes: an object of its own, deleted at the end."""
     with talking_to(visit):
         objects = connections(visit).store.open()
+    objects.check()
     key, data = f"doctor-{uuid.uuid4().hex}", b"dailies doctor was here"
     try:
         objects.put(key, data)
@@ -149,15 +150,13 @@ def verdict(path: Path) -> Finding:
 
 def connections(visit: Visit) -> Site:
     """The parts unopened, because ``open_site`` opens all or none: one that is broken must not hide the others."""
-    from blocks.site import Site
+    from blocks.site import Site, described
 
     if visit.site == "local":
         return Site()
     if not visit.answers:
         raise NotConfigured(f"site {visit.site!r} is described in Prefect, which does not answer")
-    found = Site.load(visit.site)
-    assert isinstance(found, Site)
-    return found
+    return described(visit.site)
 
 
 @contextmanager

@@ -13,14 +13,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -30,6 +26,7 @@ from dailies.canonical import digest
 from dailies.errors import BadInput, Conflict, Missing, NotConfigured, TimedOut, Transient
 from dailies.store import s3, s3_client
 from dailies.store.s3 import S3Store
+from tests.servers.faulty import Asked, Proxy, once, proxying
 from tests.servers.s3 import BUCKET, MIB, WAIT_S, Server, moto_serving, rclone_serving
 from tests.unit.test_store import KEY, StoreContract, keys
 
@@ -68,106 +65,6 @@ class TestOnMoto(StoreContract):
     writes = 60  # in memory, and slower with each
 
 
-# ── a proxy that counts, and loses what it is told to ─────────────────────────────────────────────────────────────────
-
-
-Fate = str | int | bytes
-DAMAGE = {"cut": lambda data: data[: len(data) // 2], "garble": lambda data: b"!" + data[1:]}
-
-
-@dataclass(frozen=True)
-class Asked:
-    method: str
-    path: str
-    query: dict[str, list[str]]
-
-    @property
-    def part(self) -> int | None:
-        return int(self.query["partNumber"][0]) if self.method == "PUT" and "partNumber" in self.query else None
-
-
-@dataclass
-class Proxy:
-    """``rule`` says what becomes of a request: forward, drop, lose, cut or garble its answer, or answer so."""
-
-    url: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    rule: Callable[[Asked], Fate] = lambda asked: "forward"
-
-    @property
-    def parts(self) -> list[int]:
-        return [asked.part for asked in self.asked if asked.part]
-
-
-@contextmanager
-def proxying(target: str) -> Iterator[Proxy]:
-    proxy = Proxy()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            url = urlsplit(self.path)
-            asked = Asked(self.command, url.path, parse_qs(url.query, keep_blank_values=True))
-            proxy.asked.append(asked)
-            fate = proxy.rule(asked)
-            if fate == "drop":
-                self.close_connection = True
-            elif isinstance(fate, int):
-                self.answer(fate, {}, b"")
-            elif isinstance(fate, bytes):
-                self.answer(200, {}, fate)
-            else:
-                status, headers, answer = self.forwarded(body)
-                if fate == "lose":
-                    self.close_connection = True
-                else:
-                    self.answer(status, headers, DAMAGE.get(fate, lambda data: data)(answer))
-                    self.close_connection = fate == "cut"
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
-
-        def forwarded(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            connection = HTTPConnection(urlsplit(target).netloc, timeout=WAIT_S)
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("expect", "connection"):
-                    connection.putheader(name, value)
-            connection.endheaders(body)
-            with connection.getresponse() as answer:
-                return answer.status, dict(answer.getheaders()), answer.read()
-
-        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
-                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                    self.send_header(name, value)
-            length = {name.lower(): value for name, value in headers.items()}.get("content-length", str(len(body)))
-            self.send_header("Content-Length", length)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            """The tests say what they want to know."""
-
-    class Listener(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: object, address: object) -> None:
-            """A client that was killed is meant."""
-
-    with Listener(("127.0.0.1", 0), Handler) as listener:
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        proxy.url = f"http://127.0.0.1:{listener.server_address[1]}"
-        try:
-            yield proxy
-        finally:
-            listener.shutdown()
-            thread.join()
-
-
 @pytest.fixture
 def proxy(rclone) -> Iterator[Proxy]:
     with proxying(rclone.url) as proxy:
@@ -178,11 +75,6 @@ def proxy(rclone) -> Iterator[Proxy]:
 def distant(rclone, proxy, prefix) -> S3Store:
     """A store behind the proxy."""
     return replace(rclone, url=proxy.url).store(prefix)
-
-
-def once(wanted: Callable[[Asked], object], fate: Fate, times: int = 1) -> Callable[[Asked], Fate]:
-    left = [fate] * times
-    return lambda asked: left.pop() if left and wanted(asked) else "forward"
 
 
 # ── files in parts ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,9 +133,9 @@ def test_an_upload_whose_process_was_killed_goes_on_where_it_was(request, kind, 
         assert store.stat(KEY) is None, "there is no half object"
         artifact = store.put_file(KEY, film)
         assert proxy.parts == [4, 5, 6, 7], "the three that were there are not sent again"
-    assert artifact.sha256 == digest(film.read_bytes())
-    assert store.holds(artifact)
-    assert store.get(KEY) == film.read_bytes()
+        assert artifact.sha256 == digest(film.read_bytes())
+        assert store.holds(artifact)
+        assert store.get(KEY) == film.read_bytes()
     assert unfinished(server, prefix) == []
     assert keys(server.store(), prefix) == [f"{prefix}/{KEY}"]
     notes = server.store()._client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/.uploads/")
@@ -263,8 +155,8 @@ def test_the_upload_of_another_file_does_not_go_on_but_aborts_it(request, kind, 
         assert [
             asked.query["uploadId"] for asked in proxy.asked if asked.method == "DELETE" and asked.query.get("uploadId")
         ] == [[each] for each in left]
-    assert store.get(KEY) == film.read_bytes()
-    assert store.holds(artifact)
+        assert store.get(KEY) == film.read_bytes()
+        assert store.holds(artifact)
     assert unfinished(server, prefix) == []
 
 

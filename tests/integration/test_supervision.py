@@ -428,7 +428,12 @@ def test_the_flow_recover_jobs_sweeps_once_and_returns_its_counts(site, deployed
     sweep(site, Caps(total=1, per_tenant=1))
     die(site, job, run_of(job).id)
     counts = recover_jobs(slots=1, slots_per_tenant=1)
-    assert counts == {"recovered": 1, "failed": 0, "leases_ended": 0, "dispatched": 1, "shown": 1, "relayed": 2}
+    assert {what: count for what, count in counts.items() if count} == {
+        "recovered": 1,
+        "dispatched": 1,
+        "shown": 1,
+        "relayed": 2,
+    }
     assert {site.ledger.jobs.get(one.id).attempt for one in (job, waiting)} == {1, 2}
     assert len(site.ledger.dispatch.waiting(0)) == 1
 

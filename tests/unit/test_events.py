@@ -231,12 +231,15 @@ def test_events_are_posted_together_and_the_answer_is_the_receipt(api, ledger):
     sink.close()
 
 
-@pytest.mark.parametrize("status", [301, 403, 422, 500, 503])
-def test_an_answer_that_is_no_yes_leaves_the_events_pending(api, ledger, status):
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(301, Transient), (403, NotConfigured), (404, NotConfigured), (422, Transient), (503, Transient)],
+)
+def test_an_answer_that_is_no_yes_leaves_the_events_pending(api, ledger, status, kind):
     submit(ledger, 2)
     api.status = status
     sink = PrefectEvents(url(api))
-    with pytest.raises(Transient, match=f"refused the events: {status} because"):
+    with pytest.raises(kind, match=f"refused the events \\({status} because.*set api_url"):
         relay(ledger, sink)
     assert len(ledger.outbox.pending()) == 2
     api.status = 200

@@ -58,6 +58,31 @@ def keys(store: Store, prefix: str) -> list[str]:
 class StoreContract:
     writes = 300
 
+    @pytest.mark.parametrize("size", [0, 5, 3 * CHUNK + 7], ids=["empty", "small", "in chunks"])
+    def test_a_file_object_that_is_read_once_comes_back_byte_for_byte(self, store, size):
+        data = os.urandom(size)
+        reading, writing = os.pipe()
+        sender = threading.Thread(target=lambda: [os.fdopen(writing, "wb").write(data)])
+        sender.start()
+        with os.fdopen(reading, "rb") as pipe:
+            artifact = store.put_stream(KEY, pipe)
+        sender.join()
+        assert artifact == Artifact(KEY, digest(data), size)
+        assert store.get(KEY) == data
+
+    def test_a_file_object_that_breaks_off_leaves_what_was_there(self, store):
+        class Broken:
+            def read(self, size: int = -1) -> bytes:
+                raise OSError("the sender went away")
+
+        before = store.put(KEY, b"before")
+        with pytest.raises(OSError, match="went away"):
+            store.put_stream(KEY, Broken())
+        assert store.holds(before)
+
+    def test_a_store_that_is_there_passes_its_check(self, store):
+        store.check()
+
     @pytest.mark.parametrize("data", [b"", b"text", bytes(range(256)) * 9000], ids=["empty", "text", "over two chunks"])
     def test_an_object_comes_back_byte_for_byte(self, store, data):
         artifact = store.put(KEY, data)
