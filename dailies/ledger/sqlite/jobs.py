@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from dailies.canonical import canonical_json
-from dailies.errors import BadInput, DailiesError, Fenced, IdempotencyConflict, IllegalTransition, Missing
+from dailies.errors import DailiesError, Fenced, IdempotencyConflict, IllegalTransition, Missing
+from dailies.ledger.checks import as_reason, as_text, check_request
 from dailies.ledger.records import (
     ARROWS,
     RECOVERED,
@@ -24,7 +23,6 @@ from dailies.ledger.sqlite.database import Database, Transaction
 from dailies.ledger.sqlite.leases import HELD, held, holds, over, take
 from dailies.ledger.sqlite.messages import write_event
 
-MAX_ERROR = 2000
 EXPIRED = """NOT EXISTS (
     SELECT 1 FROM leases AS lease
     WHERE lease.resource = 'job:' || jobs.id AND lease.holder IS NOT NULL AND lease.expires_at > clock())"""
@@ -65,7 +63,7 @@ class SqliteJobs:
                 tenant=request.tenant,
                 kind=request.kind,
                 subject=request.subject,
-                params=canonical_json(dict(request.params)).decode(),
+                params=as_text(dict(request.params)),
                 deployment=request.deployment or f"{request.kind}/cpu",
                 max_attempts=request.max_attempts,
                 base=request.base,
@@ -122,7 +120,7 @@ class SqliteJobs:
         return self._end(lease, JobState.DONE, assign, result=as_text(result))
 
     def failed(self, lease: Lease, error: DailiesError, retry_in: float | None = None) -> Job:
-        values = {"code": error.code, "error": str(error)[:MAX_ERROR]}
+        values = {"code": error.code, "error": as_reason(error)}
         assign = "error_code = :code, error = :error, crashes = crashes + 1, control = ''"
         if retry_in is None:
             return self._end(lease, JobState.FAILED, f"{assign}, message = 'Failed'", **values)
@@ -234,16 +232,6 @@ class SqliteJobs:
             return job
 
 
-def check_request(request: JobRequest) -> None:
-    for name in ("tenant", "kind", "subject"):
-        if not getattr(request, name):
-            raise BadInput(f"a job needs a {name}")
-    if request.max_attempts < 1:
-        raise BadInput(f"a job needs at least one attempt, not {request.max_attempts}")
-    if not (math.isfinite(request.boost) and math.isfinite(request.base or 0)):
-        raise BadInput(f"a job's rank is made of numbers, not of base {request.base} and boost {request.boost}")
-
-
 def earlier_answer(tx: Transaction, request: JobRequest, key: str) -> Job:
     row = tx.one("SELECT * FROM jobs WHERE tenant = :t AND idempotency_key = :k", t=request.tenant, k=key)
     if row["request_digest"] != request.digest:
@@ -315,7 +303,3 @@ def announce(tx: Transaction, job: Job, recovery: bool = False) -> None:
         "recovery": recovery,
     }
     write_event(tx, job.id, f"dailies.job.{job.state.lower()}", job.subject, str(job.attempt), data)
-
-
-def as_text(value: Any) -> str:
-    return canonical_json(value).decode()

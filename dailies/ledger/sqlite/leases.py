@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from dailies.errors import BadInput, Fenced, Held, Missing
+from dailies.errors import Fenced, Held, Missing
+from dailies.ledger.checks import check_lease, positive
 from dailies.ledger.records import Lease
 from dailies.ledger.sqlite.database import Database, Transaction
 
@@ -24,12 +24,6 @@ LOST_ITS_JOB = """SELECT 1 FROM runs WHERE run_id = :holder GROUP BY run_id
 
 def held(lease: Lease) -> dict[str, Any]:
     return {"resource": lease.resource, "fence": lease.fence, "holder": lease.holder}
-
-
-def positive(ttl: float) -> float:
-    if not (math.isfinite(ttl) and ttl > 0):
-        raise BadInput(f"a lease needs a ttl above 0 s, not {ttl}")
-    return ttl
 
 
 def take(tx: Transaction, resource: str, holder: str, ttl: float) -> Lease:
@@ -65,9 +59,7 @@ class SqliteLeases:
         self._database = database
 
     def acquire(self, resource: str, holder: str, ttl: float) -> Lease:
-        if not resource or not holder:
-            raise BadInput("a lease needs a resource and a holder")
-        positive(ttl)
+        check_lease(resource, holder, ttl)
         with self._database.transaction() as tx:
             if tx.maybe(LOST_ITS_JOB, holder=holder):
                 raise Fenced(f"run {holder} has lost its job, so it cannot lease {resource}")

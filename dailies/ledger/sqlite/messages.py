@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dailies.canonical import canonical_json
+from dailies.ledger.checks import as_text
 from dailies.ledger.records import Event, Lease, event_id
 from dailies.ledger.sqlite.database import Database, Transaction
 from dailies.ledger.sqlite.leases import HELD, held, holds, over
@@ -37,7 +37,7 @@ def write_event(
         type=kind,
         subject=subject,
         job=job,
-        data=canonical_json(dict(data)).decode(),
+        data=as_text(dict(data)),
         **values,
     )
 

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
-from dailies.canonical import canonical_json
 from dailies.errors import Missing
+from dailies.ledger.checks import as_text
 from dailies.ledger.records import Call, Lease, Unit
 from dailies.ledger.sqlite.database import Database, Transaction
 from dailies.ledger.sqlite.leases import HELD, held, holds, over
@@ -92,7 +92,7 @@ class SqliteUnits:
                 state="REUSED" if reused else "DONE",
                 reused=int(reused),
                 digest=digest,
-                result=canonical_json(result).decode(),
+                result=as_text(result),
             )
             return as_unit(row)
 

@@ -7,11 +7,10 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dailies.canonical import canonical_json
-from dailies.errors import BadInput, DailiesError, IllegalTransition, Missing
+from dailies.errors import DailiesError, IllegalTransition, Missing
+from dailies.ledger.checks import as_reason, as_text, check_update, check_video
 from dailies.ledger.records import VIDEO_ARROWS, Lease, Video, VideoState, video_of
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.jobs import MAX_ERROR
 from dailies.ledger.sqlite.leases import HELD, held, holds, over
 from dailies.ledger.sqlite.messages import write_event
 
@@ -26,8 +25,7 @@ class SqliteVideos:
         self._database = database
 
     def register(self, tenant: str, video: str, media_key: str) -> Video:
-        if not (tenant and video and media_key):
-            raise BadInput("a video needs a tenant, an id and the key of its upload")
+        check_video(tenant, video, media_key)
         with self._database.transaction() as tx:
             tx.run(
                 """INSERT INTO videos (tenant, video, media_key, created_at, updated_at)
@@ -85,8 +83,8 @@ class SqliteVideos:
                 video=name,
                 state=state,
                 code=error.code if error else "",
-                error=str(error)[:MAX_ERROR] if error else "",
-                metadata=canonical_json({**(before.metadata if before else {}), **(metadata or {})}).decode(),
+                error=as_reason(error) if error else "",
+                metadata=as_text({**(before.metadata if before else {}), **(metadata or {})}),
                 **held(lease),
             )
             if row is None:
@@ -95,11 +93,6 @@ class SqliteVideos:
             if before is not None and video.version != before.version:
                 announce(tx, lease, video)
             return video
-
-
-def check_update(state: VideoState | None, error: DailiesError | None) -> None:
-    if (error is not None) != (state is VideoState.ERROR):
-        raise BadInput("a video's error and its state 'error' go together")
 
 
 def find(tx: Transaction, tenant: str, video: str) -> Video | None:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dailies.errors import DailiesError
+from dailies.ledger.checks import as_reason, as_text
 from dailies.ledger.priority import Aging, priority
 from dailies.ledger.records import Caps, Job, Run
 from dailies.ledger.supabase.api import Api
-from dailies.ledger.supabase.jobs import as_job, as_reason, as_text
+from dailies.ledger.supabase.jobs import as_job
 
 
 def rank_of(row: Mapping[str, Any]) -> int:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dailies.canonical import canonical_json
-from dailies.errors import BadInput, DailiesError
+from dailies.errors import DailiesError
+from dailies.ledger.checks import as_reason, as_text, check_request, positive
 from dailies.ledger.records import Job, JobRequest, JobState, Lease
 from dailies.ledger.supabase.api import Api
-from dailies.ledger.supabase.leases import as_lease, held, positive
-
-MAX_ERROR = 2000
+from dailies.ledger.supabase.leases import as_lease, held
 
 
 def as_job(row: Mapping[str, Any]) -> Job:
     values = {name: row[name] for name in Job.__dataclass_fields__}
     values.update(state=JobState(row["state"]), params=json.loads(row["params"]), result=json.loads(row["result"]))
     return Job(**values)
-
-
-def as_text(value: Any) -> str:
-    return canonical_json(value).decode()
-
-
-def as_reason(error: DailiesError) -> str:
-    """PostgreSQL has no NUL in a text."""
-    return str(error)[:MAX_ERROR].replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class SupabaseJobs:
@@ -95,13 +83,3 @@ class SupabaseJobs:
 
     def _tell(self, what: str, **arguments: Any) -> Job:
         return as_job(self._api.tell(f"job_{what}", **arguments))
-
-
-def check_request(request: JobRequest) -> None:
-    for name in ("tenant", "kind", "subject"):
-        if not getattr(request, name):
-            raise BadInput(f"a job needs a {name}")
-    if request.max_attempts < 1:
-        raise BadInput(f"a job needs at least one attempt, not {request.max_attempts}")
-    if not (math.isfinite(request.boost) and math.isfinite(request.base or 0)):
-        raise BadInput(f"a job's rank is made of numbers, not of base {request.base} and boost {request.boost}")

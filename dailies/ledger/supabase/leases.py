@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dailies.errors import BadInput
+from dailies.ledger.checks import check_lease, positive
 from dailies.ledger.records import Lease
 from dailies.ledger.supabase.api import Api
-
-
-def positive(ttl: float) -> float:
-    if not (math.isfinite(ttl) and ttl > 0):
-        raise BadInput(f"a lease needs a ttl above 0 s, not {ttl}")
-    return ttl
 
 
 def held(lease: Lease) -> dict[str, Any]:
@@ -31,9 +24,8 @@ class SupabaseLeases:
         self._api = api
 
     def acquire(self, resource: str, holder: str, ttl: float) -> Lease:
-        if not resource or not holder:
-            raise BadInput("a lease needs a resource and a holder")
-        return as_lease(self._api.tell("lease_acquire", resource=resource, holder=holder, ttl=positive(ttl)))
+        check_lease(resource, holder, ttl)
+        return as_lease(self._api.tell("lease_acquire", resource=resource, holder=holder, ttl=ttl))
 
     def renew(self, lease: Lease, ttl: float) -> Lease:
         return as_lease(self._api.tell("lease_renew", **held(lease), ttl=positive(ttl)))

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dailies.ledger.checks import as_text
 from dailies.ledger.priority import tier_of
 from dailies.ledger.records import Event, Lease
 from dailies.ledger.supabase.api import Api
-from dailies.ledger.supabase.jobs import as_text
 from dailies.ledger.supabase.leases import held
 
 LOOK_S = 0.05

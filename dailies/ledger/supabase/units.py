@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dailies.ledger.checks import as_text
 from dailies.ledger.records import Call, Lease, Unit
 from dailies.ledger.supabase.api import Api
-from dailies.ledger.supabase.jobs import as_text
 from dailies.ledger.supabase.leases import held
 
 

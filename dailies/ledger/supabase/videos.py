@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dailies.errors import BadInput, DailiesError
+from dailies.errors import DailiesError
+from dailies.ledger.checks import as_reason, as_text, check_update, check_video
 from dailies.ledger.records import Lease, Video, VideoState, video_of
 from dailies.ledger.supabase.api import Api
-from dailies.ledger.supabase.jobs import as_reason, as_text
 from dailies.ledger.supabase.leases import held
 
 
@@ -23,8 +23,7 @@ class SupabaseVideos:
         self._api = api
 
     def register(self, tenant: str, video: str, media_key: str) -> Video:
-        if not (tenant and video and media_key):
-            raise BadInput("a video needs a tenant, an id and the key of its upload")
+        check_video(tenant, video, media_key)
         return as_video(self._api.tell("video_register", tenant=tenant, video=video, media_key=media_key))
 
     def get(self, tenant: str, video: str) -> Video:
@@ -41,8 +40,7 @@ class SupabaseVideos:
         error: DailiesError | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Video:
-        if (error is not None) != (state is VideoState.ERROR):
-            raise BadInput("a video's error and its state 'error' go together")
+        check_update(state, error)
         tenant, video = video_of(lease.resource)
         row = self._api.tell(
             "video_update",
