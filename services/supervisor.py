@@ -21,7 +21,7 @@ log = logging.getLogger("dailies.supervisor")
 SWEEP_S = 1.0
 IDLE_S = 1.0
 CLEAN_S = 3600.0
-KEPT_S = 24 * 3600.0
+KEPT_S = 7 * 24 * 3600.0
 
 
 def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
@@ -40,11 +40,14 @@ def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
 
 
 def clean(site: OpenSite) -> None:
-    """The folders of calls that ended long ago: whoever waited for them has come by now."""
-    try:
-        site.compute.clean(KEPT_S)
-    except (OSError, DailiesError) as error:
-        log.warning("action=later error=%s", error)
+    """What killed writers left in the store, and the folders of calls whose result nobody will ask for any more."""
+    for what in (site.store, site.compute):
+        try:
+            removed = what.clean(KEPT_S)
+        except (OSError, DailiesError) as error:
+            log.warning("action=later error=%s", error)
+        else:
+            log.info("action=clean what=%s removed=%s", type(what).__name__, removed)
 
 
 def relay_events(site: OpenSite, ended: threading.Event) -> None:

@@ -58,5 +58,8 @@ class Store(Protocol):
     def delete(self, prefix: str) -> int:
         """Delete what lies under the prefix; returns how many objects."""
 
+    def clean(self, older_than: float) -> int:
+        """Remove what writers left behind that were killed more than so many seconds ago; returns how much it was."""
+
     def holds(self, artifact: Artifact) -> bool:
         """Whether the object is there with these very bytes: reads them all."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,6 +69,15 @@ class LocalFolder:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         return len(found)
+
+    def clean(self, older_than: float) -> int:
+        removed = 0
+        for path in list(self.root.rglob(".*.tmp")):
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     def holds(self, artifact: Artifact) -> bool:
         path = self._path(artifact.key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ PART_SIZE = 8 << 20
 MOST_PARTS = 10_000
 BATCH = 1000
 LONGEST_LINK_S = 7 * 24 * 3600
+NOTES = ".uploads/"
 CHECK_S = 4.0
 
 
@@ -51,7 +53,7 @@ class S3Store:
     """Objects of one bucket, below ``prefix`` where one is given: no key leads out of it.
 
     What is not an object key by our rule is never listed nor deleted: the notes of uploads that are under way lie
-    under ``.uploads/``. A bucket deserves a lifecycle rule that aborts unfinished uploads after some days.
+    under ``.uploads/``, and ``clean`` finds by them what was abandoned.
     """
 
     def __init__(
@@ -156,6 +158,19 @@ class S3Store:
         except Missing:
             return False
         return (found.size, found.sha256) == (artifact.size, artifact.sha256)
+
+    def clean(self, older_than: float) -> int:
+        """Uploads in parts that nobody has gone on with: by their notes, so that nobody else's is touched."""
+        removed = 0
+        pages = self._client.get_paginator("list_objects_v2")
+        with errors(self._where, "look for abandoned uploads"):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self._full(NOTES)):
+                for found in page.get("Contents", ()):
+                    if time.time() - found["LastModified"].timestamp() > older_than:
+                        note = json.loads(self._client.get_object(Bucket=self.bucket, Key=found["Key"])["Body"].read())
+                        self._abort(note["key"], note["upload"])
+                        removed += 1
+        return removed
 
     def presigned_get(self, key: str, seconds: int) -> str:
         """A link with which anybody may read this one object, for so long."""
@@ -270,8 +285,8 @@ class S3Store:
         answer = self._client.create_multipart_upload(
             Bucket=self.bucket, Key=self._full(artifact.key), Metadata=metadata
         )
-        note = canonical_json({"part_size": part_size, "sha256": artifact.sha256, "upload": answer["UploadId"]})
-        self._client.put_object(Bucket=self.bucket, Key=self._note(artifact.key), Body=note)
+        said = {"key": artifact.key, "part_size": part_size, "sha256": artifact.sha256, "upload": answer["UploadId"]}
+        self._client.put_object(Bucket=self.bucket, Key=self._note(artifact.key), Body=canonical_json(said))
         return Upload(answer["UploadId"], part_size)
 
     def _resumed(self, artifact: Artifact, part_size: int) -> Upload | None:
@@ -349,7 +364,7 @@ class S3Store:
         return f"{self.prefix}{key}"
 
     def _note(self, key: str) -> str:
-        return self._full(f".uploads/{digest(key)}")
+        return self._full(f"{NOTES}{digest(key)}")
 
 
 def _lower(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -143,6 +143,21 @@ def test_an_upload_whose_process_was_killed_goes_on_where_it_was(request, kind, 
 
 
 @pytest.mark.parametrize("kind", ["rclone", "moto"])
+def test_an_upload_that_nobody_went_on_with_is_aborted_once_it_is_old(request, kind, prefix, film):
+    server = request.getfixturevalue(kind)
+    with proxying(server.url) as proxy:
+        killed_midway(server, proxy, prefix, film)
+    store = server.store(prefix)
+    other = store.put("acme/client/videos/v2/other.bin", b"whole")
+    assert store.clean(3600) == 0
+    assert len(unfinished(server, prefix)) == 1, "its writer may come back"
+    assert store.clean(-5) == 1
+    assert unfinished(server, prefix) == []
+    assert store.clean(-5) == 0
+    assert store.holds(other)
+
+
+@pytest.mark.parametrize("kind", ["rclone", "moto"])
 def test_the_upload_of_another_file_does_not_go_on_but_aborts_it(request, kind, prefix, film):
     server = request.getfixturevalue(kind)
     with proxying(server.url) as proxy:

@@ -258,3 +258,15 @@ def test_an_object_that_was_changed_in_place_has_another_version_and_is_not_held
     os.utime(tmp_path / "acme" / "a", (math.pi, math.pi))
     assert store.stat("acme/a").version != before
     assert not store.holds(artifact)
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(store):
+    artifact = store.put(KEY, b"whole")
+    left = (store.root / KEY).with_name(".sheet.png.0123456789ab.tmp")
+    left.write_bytes(b"ha")
+    assert store.clean(60) == 0
+    assert left.exists(), "its writer may still be at work"
+    os.utime(left, (0, 0))
+    assert store.clean(60) == 1
+    assert not left.exists()
+    assert store.holds(artifact)
