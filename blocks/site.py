@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.settings import get_current_settings
 from pydantic import Field, SecretStr
@@ -130,7 +131,7 @@ def described(name: str) -> Site:
     """The block of that name, with nothing opened yet."""
     try:
         site = Site.load(name)
-    except ValueError as error:
+    except (ValueError, httpx.InvalidURL) as error:
         raise NotConfigured(
             f"there is no site {name!r}: save a 'Dailies site' block of that name in Prefect, or use site 'local'"
         ) from error

@@ -50,7 +50,7 @@ def with_block_id(client: SyncPrefectClient, action: dict[str, Any]) -> dict[str
 
 def block_id(client: SyncPrefectClient, name: str) -> UUID:
     for found in client.read_block_documents(include_secrets=False, limit=200):
-        if found.name == name:
+        if found.name == name and found.block_schema is not None and "notify" in found.block_schema.capabilities:
             return found.id
     raise NoBlock(name)
 

@@ -45,6 +45,9 @@ def unreachable_in_one_line() -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         sys.exit(f"the Prefect server at {get_current_settings().api.url} does not answer: {error}")
+    except httpx.HTTPStatusError as error:
+        said = f"{error.response.status_code} {error.response.reason_phrase}"
+        sys.exit(f"{get_current_settings().api.url} answered {said}: is it a Prefect API? Its address ends in /api")
 
 
 def main() -> int:
@@ -56,12 +59,13 @@ def main() -> int:
         sys.exit("no Prefect server is configured: set PREFECT_API_URL, or use `dailies up`")
     with unreachable_in_one_line(), get_client(sync_client=True) as client:
         lines = drift(client) if options.check else apply(client)
+        left = lines if options.check else drift(client)
         asides = notes(client)
-    said = [f"{'drift' if options.check else 'changed'}: {line}" for line in lines] or ["nothing to change"]
+    said = [f"{'drift' if line in left else 'changed'}: {line}" for line in lines] or ["nothing to change"]
     said += [f"note: {aside}" for aside in asides]
     sys.stdout.write(json.dumps(lines) if options.json else "\n".join(said))
     sys.stdout.write("\n")
-    return 1 if options.check and lines else 0
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

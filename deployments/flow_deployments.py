@@ -36,16 +36,22 @@ def wanted() -> dict[str, dict[str, Any]]:
 
 
 def present(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
-    """The deployments on the server that carry our tag."""
-    ours = DeploymentFilter(tags=DeploymentFilterTags(all_=[OURS]))
-    found = client.read_deployments(deployment_filter=ours)
+    """The deployments on the server that carry our tag and run a flow of ours; what a site adds is its own."""
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[OURS]))
+    found = [one for one in client.read_deployments(deployment_filter=tagged) if is_ours(one)]
     return {f"{client.read_flow(one.flow_id).name}/{one.name}": one for one in found}
+
+
+def is_ours(found: DeploymentResponse) -> bool:
+    return (found.entrypoint or "").startswith("flows.")
 
 
 def drift(client: SyncPrefectClient) -> list[str]:
     here, there = wanted(), present(client)
     lines = [f"deployment {name} is missing" for name in here if name not in there]
-    lines += [f"deployment {name} is on the server but not in prefect.yaml" for name in there if name not in here]
+    lines += [
+        f"deployment {name} is on the server but not in prefect.yaml, and goes" for name in there if name not in here
+    ]
     for name in here.keys() & there.keys():
         lines += [f"deployment {name}: {what}" for what in differences(here[name], there[name])]
     return sorted(lines)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dailies.errors import DailiesError
+from dailies.errors import BadInput, DailiesError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +49,8 @@ def scenario(
     from services import gpu_twin
     from services.scenarios import run
 
+    if gpu and (parameter or seed is not None):
+        raise BadInput("--gpu runs the twin as it is deployed: leave out -p and --seed")
     if gpu:
         sys.exit(gpu_twin.run(name, mode, report, say))
     options = {"mode": mode} | ({} if seed is None else {"seed": str(seed)})

@@ -15,16 +15,21 @@ from typing import Any, Literal
 from prefect import State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterTags,
+)
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 
 from blocks.site import LocalFolder, OpenSite, Site, SqliteLedger, open_site
-from dailies.errors import DailiesError, NotConfigured
+from dailies.errors import DailiesError, Held, NotConfigured
 from dailies.events.relay import relay
 from dailies.home import home
-from dailies.ledger.holding import TTL_S, holding
+from dailies.ledger.holding import TTL_S, acquire, give_back, keeping
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import FINAL, Job
 from dailies.ledger.sqlite import SqliteLedger as EmbeddedLedger
@@ -174,14 +179,28 @@ def to_itself(name: str, run_id: str) -> Iterator[tuple[OpenSite, Ledger]]:
             f"site {name!r} is not open to scenarios, which kill and take over what they find there: "
             "set `scenarios` in its block, if it serves nothing else"
         )
-    with holding(site.ledger, "scenarios", run_id):
-        site.ledger.jobs.recover()
-        site.ledger.leases.sweep()
-        if busy := [job.id for job in site.ledger.jobs.all(limit=MANY) if not job.final]:
-            raise NotConfigured(
-                f"site {name!r} is at work: let {len(busy)} jobs end, or cancel them: {', '.join(busy[:3])}"
-            )
-        yield site, site.ledger
+    try:
+        lease = acquire(site.ledger, "scenarios", run_id)
+    except Held as held:
+        raise NotConfigured(f"another scenario is at work on site {name!r}: wait for its end") from held
+    with keeping(site.ledger) as keeper:
+        keeper.add(lease)
+        try:
+            end_leftovers(site)
+            if busy := [job.id for job in site.ledger.jobs.all(limit=MANY) if not job.final]:
+                raise NotConfigured(f"site {name!r} is at work: let its {len(busy)} jobs end first ({busy[0]}, …)")
+            yield site, site.ledger
+        finally:
+            give_back(site.ledger, keeper, lease)
+
+
+def end_leftovers(site: OpenSite) -> None:
+    """What a scenario left that was stopped half way. Only one is here at a time, so that nobody is waiting for it."""
+    for job in site.ledger.jobs.all(limit=MANY):
+        if job.tenant == TENANT and not job.final:
+            site.ledger.jobs.cancel(job.id)
+    site.ledger.leases.sweep()
+    site.store.delete(TENANT)
 
 
 def clear_away(run: Scenario) -> None:
@@ -280,6 +299,10 @@ def end_runs(client: SyncPrefectClient, pool: str) -> None:
 
 
 def delete_pool(client: SyncPrefectClient, name: str) -> None:
+    """With the deployments on it, which carry its name as their tag."""
+    tagged = DeploymentFilter(tags=DeploymentFilterTags(all_=[name]))
+    for deployment in client.read_deployments(deployment_filter=tagged):
+        client.delete_deployment(deployment.id)
     try:
         client.delete_work_pool(name)
     except ObjectNotFound:

@@ -75,7 +75,7 @@ def drift(visit: Visit) -> Iterator[Finding]:
         yield Finding("drift", "prefect.yaml", "not compared: no server answers")
         return
     command = [sys.executable, "-m", "deployments.bootstrap", "--check", "--json"]
-    left = visit.deadline - time.monotonic() - 0.5
+    left = max(visit.deadline - time.monotonic() - 0.5, 0.1)
     try:
         done = subprocess.run(
             command, env=environment(PREFECT_API_URL=visit.url), capture_output=True, text=True, timeout=left

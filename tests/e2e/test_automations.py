@@ -17,7 +17,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Crashed, Failed, Pending, Running
 
 from dailies.scenarios.processes import free_port
 from deployments import automations
@@ -118,6 +118,20 @@ def test_a_run_of_ours_that_died_without_a_word_becomes_crashed(api, client, tmp
     else:
         with pytest.raises(AssertionError):
             wait_for(lambda: run_named(client, name).state.type.value != "RUNNING", 20)
+
+
+def test_a_run_whose_worker_was_stopped_while_it_was_starting_becomes_crashed(api, client):
+    found = automations.present(client)["dailies: run that never started"]
+    quick = found.trigger.model_copy(update={"within": timedelta(seconds=10)})
+    sooner = {**found.model_dump(exclude={"id", "owner_resource"}), "trigger": quick}
+    client.update_automation(found.id, automations.AutomationCore.model_validate(sooner))
+    stuck = client.create_flow_run(an_empty_flow(), tags=["dailies"])
+    client.set_flow_run_state(stuck.id, Pending(name="Submitting"), force=True)
+    lively = client.create_flow_run(an_empty_flow(), tags=["dailies"])
+    client.set_flow_run_state(lively.id, Pending(), force=True)
+    client.set_flow_run_state(lively.id, Running(), force=True)
+    wait_for(lambda: client.read_flow_run(stuck.id).state.is_crashed(), 60)
+    assert client.read_flow_run(lively.id).state.is_running()
 
 
 def test_a_scenario_that_was_expected_to_pass_and_did_not_is_told(api, client, alerts):

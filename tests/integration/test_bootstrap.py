@@ -16,6 +16,7 @@ pytestmark = pytest.mark.integration
 
 TOKEN = {"MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 NIGHTLY = "lock-contention/nightly"
+UNSTARTED = "dailies: run that never started"
 ZOMBIE, ALERT = "dailies: zombie run", "dailies: failed scenario"
 
 
@@ -52,6 +53,7 @@ def test_what_is_missing_is_made_and_the_second_time_there_is_nothing_to_do(serv
         *(f"work pool {name}" for name in pools.POOLS),
         *(f"deployment {name}" for name in flow_deployments.wanted()),
         f"automation {ZOMBIE!r}",
+        f"automation {UNSTARTED!r}",
     }
     assert bootstrap.apply(server) == missing
     assert bootstrap.drift(server) == []
@@ -121,7 +123,8 @@ def test_changed_deployments_are_named_and_mended(server):
     server.delete_deployment(deployment(server, "ingest-media/cpu").id)
     stranger = server.create_flow_from_name("stranger")
     server.create_deployment(stranger, "theirs", tags=["not-ours"])
-    server.create_deployment(stranger, "left-behind", tags=["dailies"])
+    server.create_deployment(stranger, "left-behind", tags=["dailies"], entrypoint="flows.gone.gone")
+    server.create_deployment(stranger, "of-the-site", tags=["dailies"], entrypoint="their/flows.py:one")
     server.update_deployment(
         deployment(server, "ingest-media/docker").id, DeploymentUpdate(job_variables={"image": "another"})
     )
@@ -134,11 +137,12 @@ def test_changed_deployments_are_named_and_mended(server):
         "deployment lock-contention/nightly: schedules is [('0 2 * * *', False)], prefect.yaml says "
         "[('0 2 * * *', True)]",
         "deployment lock-contention/smoke: schedules is [('5 * * * *', True)], prefect.yaml says []",
-        "deployment stranger/left-behind is on the server but not in prefect.yaml",
+        "deployment stranger/left-behind is on the server but not in prefect.yaml, and goes",
     ]
     flow_deployments.apply(server)
     assert flow_deployments.drift(server) == []
     assert deployment(server, "stranger/theirs").tags == ["not-ours"]
+    assert deployment(server, "stranger/of-the-site").tags == ["dailies"]
     with pytest.raises(ObjectNotFound):
         deployment(server, "stranger/left-behind")
 
