@@ -1,0 +1,133 @@
+"""The parts of caption extraction that need no engine: templates, boundaries, composition, files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from dailies.captions.boundaries import first_gone, first_shown, handover
+from dailies.captions.compose import compose
+from dailies.captions.extents import Extent
+from dailies.captions.glyphs import Template, changed
+from dailies.captions.layout import Seen, find_layout
+from dailies.captions.ocr import Box, Gray, Line, rows
+from dailies.captions.sampling import Native
+from dailies.captions.spacing import spaced
+from dailies.captions.subtitles import Caption, json_file, srt, vtt
+
+pytestmark = pytest.mark.unit
+
+BOX = Box(20, 10, 380, 55)
+
+
+def strip(text: str, ground: int = 40, noise: int = 0) -> Gray:
+    picture = Image.new("L", (400, 70), ground)
+    font = ImageFont.load_default(32)
+    ImageDraw.Draw(picture).text((200, 32), text, 240, font=font, anchor="mm", stroke_width=2, stroke_fill=0)
+    grain = np.random.default_rng(noise).integers(-8, 9, (70, 400)) if noise else 0
+    return np.clip(np.asarray(picture).astype(int) + grain, 0, 255).astype(np.uint8)
+
+
+def native(number: int, text: str, ground: int = 40) -> Native:
+    return Native(number * 40_000, (strip(text, ground, number + 1),))
+
+
+def test_a_template_sees_one_letter_exchanged_and_not_the_noise_of_a_codec() -> None:
+    template = Template(strip("There are 3 of them"), BOX)
+    assert template.shows(strip("There are 3 of them", noise=5))
+    assert not template.shows(strip("There are 8 of them"))
+    assert not template.holds(strip("There are 8 of them"))
+    assert not template.shows(strip(""))
+
+
+def test_a_line_holds_on_another_background_and_not_without_its_letters() -> None:
+    template = Template(strip("Come in"), BOX)
+    assert not template.shows(strip("Come in", ground=110))
+    assert template.holds(strip("Come in", ground=110))
+    assert not template.holds(strip("", ground=110))
+    assert not template.holds(strip("", ground=240))
+
+
+def test_three_letters_are_a_change_that_an_average_would_not_see() -> None:
+    assert changed(strip(""), strip("No."), [])
+    assert not changed(strip(""), strip("No."), [BOX])
+    assert not changed(strip("", noise=1), strip("", noise=2), [])
+
+
+def test_a_line_starts_and_ends_on_its_own_frames() -> None:
+    template = Template(strip("Come in"), BOX)
+    rising = [native(0, ""), native(1, ""), native(2, "Come in"), native(3, "Come in")]
+    falling = [native(4, "Come in"), native(5, ""), native(6, "")]
+    assert first_shown(template, rising, 0) == 80_000
+    assert first_gone(template, falling, 0, 120_000) == (160_000, 200_000)
+
+
+def test_one_line_takes_the_place_of_another_on_one_frame() -> None:
+    before, after = Template(strip("OK 3"), BOX), Template(strip("OK 8"), BOX)
+    frames = [native(0, "OK 3"), native(1, "OK 3"), native(2, "OK 8"), native(3, "OK 8")]
+    assert handover(before, after, frames, 0) == 80_000
+    assert handover(after, before, frames, 0) == 120_000
+
+
+def test_pieces_of_a_row_are_one_line_and_rows_stay_apart() -> None:
+    pieces = [Box(100, 10, 150, 30), Box(10, 11, 90, 31), Box(20, 50, 120, 70), Box(300, 10, 340, 30)]
+    assert rows(pieces) == [Box(10, 10, 150, 31), Box(300, 10, 340, 30), Box(20, 50, 120, 70)]
+
+
+def line(text: str, middle: int, top: int, confidence: float = 0.95) -> Line:
+    half = 6 * len(text)
+    return Line(text, confidence, Box(middle - half, top, middle + half, top + 24))
+
+
+def test_captions_make_a_region_and_a_watermark_or_a_scrap_makes_none() -> None:
+    mark = line("CHANNEL 5", 80, 10)
+    seen = [
+        Seen(second * 1_000_000, (mark, line("abcdefgh"[: 3 + second % 5] + str(second), 320, 300)))
+        for second in range(20)
+    ]
+    seen[3] = Seen(3_000_000, (mark, line("Exit", 500, 150)))
+    layout = find_layout(seen, 640, 360)
+    assert len(layout.regions) == 1
+    region = layout.regions[0]
+    assert (region.anchor, region.centre, region.line_height) == ("center", 312, 24)
+    assert region.crop.top < 300 - 24
+    assert region.crop.bottom >= 324 + 24
+    assert find_layout([Seen(0, ()), Seen(1, ())], 640, 360).regions == ()
+
+
+def extent(start: int, end: int, text: str, top: int) -> Extent:
+    return Extent(start, end, text, 0.9, Box(10, top, 110, top + 20), 0, Template(strip(""), BOX))
+
+
+def test_lines_on_show_together_are_one_caption_and_one_that_stays_is_shown_with_each() -> None:
+    upper, lower = extent(0, 2_000_000, "upper", 10), extent(40_000, 1_960_000, "lower", 40)
+    assert [(c.start_us, c.end_us, c.text) for c in compose([lower, upper])] == [(0, 2_000_000, "upper\nlower")]
+    late = replace(lower, start_us=1_000_000, end_us=2_000_000)
+    assert [(c.start_us, c.end_us, c.text) for c in compose([late, upper])] == [
+        (0, 1_000_000, "upper"),
+        (1_000_000, 2_000_000, "upper\nlower"),
+    ]
+
+
+def test_a_swallowed_space_comes_back_only_where_the_gap_is_wide() -> None:
+    assert spaced("OK3", strip("OK 3") > 200) == "OK 3"
+    assert spaced("OK3", strip("OK3") > 200) == "OK3"
+    assert spaced("OK 3", strip("OK 3") > 200) == "OK 3"
+    assert spaced("OK33", strip("OK 3") > 200) == "OK33"
+
+
+def test_subtitles_are_spelt_as_players_expect() -> None:
+    captions = [
+        Caption(3_723_004_400, 3_724_999_600, "a < b\nc & d", 0.9, 0),
+        Caption(3_725_000_000, 3_726_000_000, "é", 1, 0),
+    ]
+    assert srt(captions).decode() == (
+        "1\n01:02:03,004 --> 01:02:05,000\na < b\nc & d\n\n2\n01:02:05,000 --> 01:02:06,000\né\n"
+    )
+    assert vtt(captions).decode() == (
+        "WEBVTT\n\n01:02:03.004 --> 01:02:05.000\na &lt; b\nc &amp; d\n\n01:02:05.000 --> 01:02:06.000\né\n"
+    )
+    assert json_file([]) == b'{"captions":[]}\n'
