@@ -111,8 +111,11 @@ def staging(postgres: Postgres, tmp_path_factory) -> Iterator[Staging]:
 
 def test_the_scenario_passes_and_leaves_the_site_as_it_was(staging, tmp_path):
     staging.save("staging")
+    left = staging.ledger.jobs.submit(JobRequest("scenario", "ingest-media", "scenario/left-by-one-that-was-stopped"))
+    staging.store.store().put("scenario/client/videos/left/clip.mp4", b"left as well")
     done = staging.run("staging", tmp_path / "report.json")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert staging.ledger.jobs.get(left.id).state is JobState.CANCELED
     journal = json.loads((tmp_path / "report.json").read_text())
     assert (journal["status"], journal["parameters"]["site"]) == ("passed", "staging")
     assert {fault["name"]: fault["fired"] > 0 for fault in journal["faults"]} == {
