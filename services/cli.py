@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,7 +66,9 @@ def doctor(
     """Look at everything that has to be right, and say what is not and how to mend it."""
     from services.doctor import run
 
-    sys.exit(run(site, as_json))
+    status = run(site, as_json)
+    sys.stdout.flush()
+    os._exit(status)  # an examination may still hang in a C library: the interpreter would abort on its way out
 
 
 @app.command()
