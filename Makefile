@@ -28,7 +28,7 @@ demo: venv
 
 test: venv
 	$(BIN)/pytest tests/unit --numprocesses 2 --cov --cov-report=
-	$(BIN)/pytest tests/integration tests/recovery --numprocesses 2 --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest tests/integration tests/recovery tests/captions --numprocesses 2 --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
 
 extra: venv
 	./tests/install-browser.sh

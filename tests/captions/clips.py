@@ -3,7 +3,7 @@
     film = clip(tmp_path / "film.mp4", [Cue(10, 60, "Good morning")])
     film.cues[0].start_us, film.cues[0].end_us     # the first frame with it, the first frame without
 
-Fonts: DejaVu where the machine has it, else the one that Pillow brings.
+The font is the one that Pillow brings, so that every machine makes the same films.
 """
 
 from __future__ import annotations
@@ -135,10 +135,7 @@ def _rendered(text: str, size: int, outline: int, width: int, foot: int) -> tupl
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> Any:
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size)
+    return ImageFont.load_default(size)
 
 
 def _ticks(frames: int, vfr: bool) -> list[int]:
