@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
+from blocks import RedisStream
 from deployments import automations, block_types, bootstrap, flow_deployments, pools
+from tasks.scenario import delete_pool
 
 pytestmark = pytest.mark.integration
 
@@ -229,6 +240,52 @@ def test_the_alert_joins_when_there_is_a_block_to_send_it_through(server):
     assert automations.present(server)[ALERT].actions[0].block_document_id == saved
     server.delete_automation(automations.present(server)[ALERT].id)
     server.delete_block_document(saved)
+
+
+def test_only_a_notification_block_is_taken_for_the_alert(server):
+    saved = RedisStream(url="redis://127.0.0.1:9/0").save("dailies-alerts")
+    try:
+        assert ALERT not in automations.wanted(server)
+        assert any(ALERT in note for note in automations.notes(server))
+    finally:
+        server.delete_block_document(saved)
+
+
+def command(url: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "deployments.bootstrap"]
+    return subprocess.run(
+        words, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_what_could_not_be_mended_is_no_change_and_no_success(server, fast_api):
+    server.delete_work_pool("cpu-docker")
+    server.create_work_pool(WorkPoolCreate(name="cpu-docker", type="process"))
+    try:
+        done = command(fast_api)
+        assert done.returncode == 1
+        assert "drift: work pool cpu-docker is of type 'process', not 'docker': delete it" in done.stdout
+    finally:
+        server.delete_work_pool("cpu-docker")
+
+
+def test_an_address_that_is_no_prefect_api_is_one_line(fast_api):
+    done = command(fast_api.removesuffix("/api"))
+    assert done.returncode == 1
+    assert "Its address ends in /api" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_scenarios_pool_takes_its_deployments_along(client):
+    client.create_work_pool(WorkPoolCreate(name="scenario-test", type="process"))
+    flow = client.create_flow_from_name("ingest-media")
+    ours = client.create_deployment(flow, "scenario-test", work_pool_name="scenario-test", tags=["scenario-test"])
+    other = client.create_deployment(flow, "another", tags=["another"])
+    delete_pool(client, "scenario-test")
+    with pytest.raises(ObjectNotFound):
+        client.read_deployment(ours)
+    assert client.read_deployment(other).name == "another"
+    client.delete_deployment(other)
 
 
 def test_a_block_of_other_fields_is_named(server, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from uuid import UUID, uuid4
 
 import pytest
@@ -100,6 +102,14 @@ def test_the_command_skips_too_and_leaves_the_reason_in_a_journal(home, tmp_path
 def test_a_wrong_word_is_told_before_anything_is_skipped(name, mode):
     with pytest.raises(BadInput, match=f"{name if name == 'nonsense' else mode}.*choose from"):
         gpu_twin.run(name, mode, None, lambda line: None)
+
+
+@pytest.mark.parametrize("words", [["-p", "site=elsewhere"], ["--seed", "7"]])
+def test_what_the_twin_would_not_hear_is_refused(words):
+    command = [sys.executable, "-m", "services.cli", "scenario", "lock-contention", "--gpu", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "leave out -p and --seed" in done.stderr
 
 
 @pytest.mark.parametrize(
