@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from dailies.store.s3 import S3Store
 STORE = "DAILIES_STORE"
 TABLE = "dailies.remote:FUNCTIONS"
 HOUR_S = 3600.0
+TELL_S = 2.0
 DEVICES = Path("/dev")
 
 log = logging.getLogger("dailies.remote")
@@ -46,15 +48,26 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One unit as the function sees it."""
+    """One unit as the function sees it. ``tell`` is for whoever waits: how much of the work is done, 0.0 to 1.0."""
 
     store: Store
     key: MediaKey
     payload: Mapping[str, Any]
     device: str
+    unit: str = ""
+    tell: Callable[[float], None] = lambda part: None
 
     def made(self, *artifacts: Artifact, **facts: Any) -> Json:
         return {"artifacts": [artifact.to_json() for artifact in artifacts], "facts": facts}
+
+    @property
+    def folder(self) -> str:
+        """Nobody else writes there: a call that was cut short and the one after it put the same bytes in it."""
+        return f"gen-{digest(self.unit)[:16]}"
+
+    def within(self, begin: float, end: float) -> Callable[[float], None]:
+        """``tell`` for a part of the work."""
+        return lambda part: self.tell(begin + (end - begin) * part)
 
 
 @dataclass(frozen=True)
@@ -129,18 +142,50 @@ def said(answer: Json) -> Any:
 
 def outcome(function: Function, name: str, payload: Mapping[str, Any], unit: str, call: str) -> Json:
     store = store_of(settings())
-    key = MediaKey.parse(payload.get("tenant", ""), payload.get("media_key", ""))
+    key = asked_for(payload)
     if (found := finished(store, key, unit)) is not None:
         return found
     with claimed(store, key.server("calls", f"{unit}.claim"), call or unit):
         if (found := finished(store, key, unit)) is not None:
             return found
         device = device_for(function)
-        result = function.run(Task(store, key, payload, device))
+        told = Told(store, progress_key(key, unit))
+        try:
+            result = function.run(Task(store, key, payload, device, unit, told))
+        finally:
+            told.no_more()
         result["facts"]["device"] = device
         record = {"digest": digest(result), "function": name, "result": result, "unit": unit}
         store.put(record_key(key, unit), canonical_json(record))
         return result
+
+
+class Told:
+    """What a call says of its progress, in the store: the one place that both sides can reach."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._next = time.monotonic() + TELL_S
+        self._there = False
+
+    def __call__(self, part: float) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + TELL_S
+        self._store.put(self._key, canonical_json(round(part, 3)))
+        self._there = True
+
+    def no_more(self) -> None:
+        if self._there:
+            self._store.delete(self._key)
+
+
+def told(store: Store, payload: Mapping[str, Any], unit: str) -> float | None:
+    """How much of a call's work is done, as far as it has said."""
+    try:
+        return float(json.loads(store.get(progress_key(asked_for(payload), unit))))
+    except (DailiesError, ValueError):
+        return None
 
 
 def finished(store: Store, key: MediaKey, unit: str) -> Json | None:
@@ -158,8 +203,16 @@ def whole(store: Store, result: Json) -> bool:
     return all(store.holds(Artifact.from_json(artifact)) for artifact in result.get("artifacts", ()))
 
 
+def asked_for(payload: Mapping[str, Any]) -> MediaKey:
+    return MediaKey.parse(payload.get("tenant", ""), payload.get("media_key", ""))
+
+
 def record_key(key: MediaKey, unit: str) -> str:
     return key.server("calls", f"{unit}.json")
+
+
+def progress_key(key: MediaKey, unit: str) -> str:
+    return key.server("calls", f"{unit}.progress")
 
 
 def lookup(name: str, table: str = TABLE) -> Function:

@@ -21,6 +21,7 @@ from dailies.compute.interface import Busy, Canceled, StillRunning, UnknownCall,
 from dailies.errors import DailiesError, Fenced, NotConfigured, Stopped, TimedOut, Transient
 from dailies.failpoints import failpoint
 from dailies.ledger.records import Call, JobState
+from dailies.remote import TELL_S, told
 from dailies.store.interface import Artifact
 from tasks._job import Working
 from tasks._step import Output, Step
@@ -68,6 +69,8 @@ class Elsewhere:
         self.gone = 0
         self.limit = step.timeout
         self.deadline = time.monotonic() + step.timeout
+        self.progress = job.progress(step.name)
+        self.next_progress = time.monotonic() + TELL_S
 
     def known(self) -> str:
         """The id of a call that an earlier attempt has submitted; empty where none is known.
@@ -142,10 +145,18 @@ class Elsewhere:
             if self.job.site.ledger.jobs.get(self.job.job.id).state is JobState.CANCELED:
                 self.end(call_id)
             raise
+        self.tell()
         if time.monotonic() > self.deadline:
             self.end(call_id)
             self.calls.ended(self.job.lease, self.unit, "CANCELED")
             raise TimedOut(f"{self.function} did not end within {self.limit:g} s and was cancelled")
+
+    def tell(self) -> None:
+        if time.monotonic() < self.next_progress:
+            return
+        self.next_progress = time.monotonic() + TELL_S
+        if (part := told(self.job.site.store, self.payload, self.unit)) is not None:
+            self.progress(part)
 
     def end(self, call_id: str) -> None:
         """What cannot be cancelled now is an orphan, which the next sweep tries again."""

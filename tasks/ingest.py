@@ -14,6 +14,7 @@ from dailies.media.keys import MediaKey
 from dailies.media.upload import changed, unchanged, version_of
 from tasks._job import Working
 from tasks._step import Output, effect, in_child, work
+from tasks.published import publish, published
 from tasks.verdict import show_png
 
 HOUR = 3600.0
@@ -62,11 +63,15 @@ def make_contact_sheet(job: Working, media_key: str, probe: Output) -> Output:
 
 @effect(timeout=60)
 def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) -> Output:
-    """Point the ledger at both files together. An older attempt can never point it back: the pointer is fenced."""
+    """Point the ledger at both files together. An older attempt can never point it back: the pointer is fenced.
+
+    What was made of the same bytes stays published beside them; what was made of others goes.
+    """
     key = MediaKey.parse(job.job.tenant, media_key)
-    manifest = canonical_json({"probe": probe.to_json(), "contact_sheet": sheet.to_json()})
-    artifact = job.site.store.put(key.server("ingest", f"{digest(manifest)}.json"), manifest)
-    job.site.ledger.generations.publish(job.video, artifact.key)
+    before = published(job.site, key)
+    same = before.get("probe", {}).get("facts", {}).get("sha256") == probe.facts["sha256"]
+    manifest = {**(before if same else {}), "probe": probe.to_json(), "contact_sheet": sheet.to_json()}
+    artifact = publish(job.site, job.video, key, manifest)
     job.site.ledger.videos.register(key.tenant, key.video, media_key)
     job.site.ledger.videos.update(job.video, metadata=metadata(json.loads(job.site.store.get(probe.artifacts[0].key))))
     return Output(artifacts=(artifact,))

@@ -86,7 +86,7 @@ def test_a_clip_is_probed_drawn_and_published(site, clip, clip_bytes, end_of, cl
 
     manifest = Artifact.from_json(job.result["manifest"])
     assert site.ledger.generations.current(VIDEO) == manifest.key
-    assert manifest.key.startswith("acme/server/videos/v1/ingest/")
+    assert manifest.key.startswith("acme/server/videos/v1/published/")
     assert site.store.holds(manifest)
     published = json.loads(site.store.get(manifest.key))
     assert published["probe"]["facts"] == {"sha256": job.result["sha256"], "size": len(clip_bytes)}

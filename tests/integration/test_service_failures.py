@@ -307,7 +307,7 @@ READS_PROBE = asks("GET", "/probe/")
 LOOKS = asks("HEAD", "clip.mp4")
 WRITES_PROBE = asks("PUT", "/probe/")
 WRITES_SHEET = asks("PUT", "/contact-sheet/")
-WRITES_MANIFEST = asks("PUT", "/ingest/")
+WRITES_MANIFEST = asks("PUT", "/published/")
 
 
 # ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────

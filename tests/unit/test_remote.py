@@ -353,3 +353,36 @@ def test_a_gpu_is_used_where_it_is_asked_for_and_there(tmp_path, monkeypatch, gp
 def test_nothing_of_this_machine_is_in_what_comes_back(store):
     assert str(store.root) not in json.dumps(probed(store))
     assert os.uname().nodename not in store.get(RECORD).decode()
+
+
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_call_says_in_the_store_how_far_it_is_until_it_ends(store, marks, tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(remote, "TELL_S", 0.05)
+    gate = tmp_path / "gate"
+    payload = {"tenant": "acme", "media_key": KEY, "marks": str(marks), "gate": str(gate), "fail": fail}
+    answers: list[dict[str, Any]] = []
+    call = threading.Thread(target=lambda: answers.append(execute("report", payload, UNIT, table=compute_work.TABLE)))
+    call.start()
+    end = time.monotonic() + 10
+    while (part := remote.told(store, payload, UNIT)) is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert part == 0.5
+    gate.touch()
+    call.join(10)
+    assert answers[0].get("error", "") == ("undecodable" if fail else "")
+    assert remote.told(store, payload, UNIT) is None
+    assert not [found.key for found in store.list("acme") if found.key.endswith(".progress")]
+
+
+def test_a_short_call_writes_no_progress(store):
+    told = remote.Told(store, "acme/server/videos/v1/calls/short.progress")
+    told(0.5)
+    assert [found.key for found in store.list("acme/server")] == []
+
+
+def test_each_unit_has_a_folder_of_its_own(store):
+    folders = {remote.Task(store, remote.MediaKey.parse("acme", KEY), {}, "cpu", unit).folder for unit in ("a", "b")}
+    assert len(folders) == 2
