@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 
 from dailies.captions.extents import Extent
+from dailies.captions.ocr import Box
 from dailies.captions.subtitles import Caption
 
 # Two lines of one caption appear within a frame or two of one another, as measured; two captions do not.
@@ -29,7 +31,9 @@ def _of_region(extents: Sequence[Extent]) -> list[Caption]:
         if shown:
             lines = sorted(shown, key=lambda extent: (extent.box.top, extent.box.left))
             text = "\n".join(line.text for line in lines)
-            captions.append(Caption(start, end, text, min(line.confidence for line in lines), lines[0].region))
+            confidence = min(line.confidence for line in lines)
+            box = reduce(Box.union, (line.box for line in lines))
+            captions.append(Caption(start, end, text, confidence, lines[0].region, box))
     return captions
 
 

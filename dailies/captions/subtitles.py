@@ -1,38 +1,34 @@
-"""Captions as files, the same bytes for the same captions: SubRip, WebVTT, JSON and SQLite."""
+"""Captions as files, the same bytes for the same captions: SubRip, WebVTT and JSON."""
 
 from __future__ import annotations
 
-import sqlite3
-import tempfile
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-from dailies.canonical import canonical_json, write_atomically
-from dailies.captions.extents import Dropped
+from dailies.canonical import canonical_json
+from dailies.captions.ocr import Box
 
-SCHEMA = """
-CREATE TABLE captions (
-    id INTEGER PRIMARY KEY, start_us INTEGER NOT NULL, end_us INTEGER NOT NULL, text TEXT NOT NULL,
-    confidence REAL NOT NULL, region INTEGER NOT NULL
-);
-CREATE TABLE dropped (
-    id INTEGER PRIMARY KEY, start_us INTEGER NOT NULL, end_us INTEGER NOT NULL, text TEXT NOT NULL,
-    confidence REAL NOT NULL, reason TEXT NOT NULL
-);
-"""
+NOWHERE = Box(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is on show from `start_us` up to, not including, `end_us`; its lines are parted by line feeds."""
+    """What is on show from `start_us` up to, not including, `end_us`; its lines are parted by line feeds.
+
+    `box` holds all of its lines and is in the picture.
+    """
 
     start_us: int
     end_us: int
     text: str
     confidence: float
     region: int
+    box: Box = NOWHERE
+
+
+def exports(captions: Sequence[Caption]) -> dict[str, bytes]:
+    """By file name."""
+    return {"captions.json": json_file(captions), "captions.srt": srt(captions), "captions.vtt": vtt(captions)}
 
 
 def srt(captions: Sequence[Caption]) -> bytes:
@@ -52,33 +48,7 @@ def vtt(captions: Sequence[Caption]) -> bytes:
 
 
 def json_file(captions: Sequence[Caption]) -> bytes:
-    return canonical_json({"captions": [vars(caption) for caption in captions]}) + b"\n"
-
-
-def write_database(path: Path, captions: Sequence[Caption], dropped: Sequence[Dropped]) -> None:
-    """Through VACUUM INTO: pages in key order, none that tells of a deletion."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        copy = Path(folder) / "captions.db"
-        with closing(sqlite3.connect(":memory:")) as database:
-            database.executescript(SCHEMA)
-            database.executemany(
-                "INSERT INTO captions VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (number, one.start_us, one.end_us, one.text, one.confidence, one.region)
-                    for number, one in enumerate(captions, 1)
-                ],
-            )
-            database.executemany(
-                "INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (number, one.start_us, one.end_us, one.text, one.confidence, one.reason)
-                    for number, one in enumerate(dropped, 1)
-                ],
-            )
-            database.commit()
-            database.execute("VACUUM INTO ?", (str(copy),))
-        write_atomically(path, [copy.read_bytes()])
+    return canonical_json({"captions": [asdict(caption) for caption in captions]}) + b"\n"
 
 
 def _clock(us: int, point: str) -> str:

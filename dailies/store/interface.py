@@ -26,6 +26,10 @@ class Artifact:
     sha256: str
     size: int
 
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
     def to_json(self) -> dict[str, Any]:
         return {"key": self.key, "sha256": self.sha256, "size": self.size}
 
