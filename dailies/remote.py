@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dailies.canonical import canonical_json, digest, file_digest
+from dailies.captions.calls import caption_ocr, crop_and_infer, extract_frames_and_ocr
 from dailies.compute.child import by_code, rebuilt
 from dailies.compute.claim import claimed
 from dailies.compute.interface import Busy
@@ -109,6 +110,9 @@ def make_contact_sheet(task: Task) -> Json:
 FUNCTIONS: Mapping[str, Function] = {
     "probe_media": Function(probe_media, timeout=4 * HOUR_S),
     "make_contact_sheet": Function(make_contact_sheet, timeout=HOUR_S),
+    "extract_frames_and_ocr": Function(extract_frames_and_ocr, timeout=HOUR_S / 2, gpu="T4"),
+    "crop_and_infer": Function(crop_and_infer, timeout=HOUR_S, gpu="A10G"),
+    "caption_ocr": Function(caption_ocr, timeout=HOUR_S / 12, gpu="T4"),
 }
 
 

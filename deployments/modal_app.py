@@ -8,7 +8,7 @@ Safe to deploy again. It needs a Modal secret ``dailies-store`` with one variabl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,22 @@ from dailies.remote import FUNCTIONS, Function, execute
 
 NAME = os.environ.get("DAILIES_MODAL_APP", "dailies")
 SECRET = "dailies-store"
-NEEDED = ("av", "pillow", "numpy", "boto3")
+NEEDED = ("av", "pillow", "numpy", "boto3", "opencv-python-headless", "rapidocr")
+ON_CPU, ON_GPU = "onnxruntime", "onnxruntime-gpu>=1.20"
 
 
-def pinned() -> list[str]:
+def pinned(names: Sequence[str] = NEEDED) -> list[str]:
     """The versions that the tests ran with. On the machine itself the image is there already, and the file is not."""
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         return []
     lines = Path(__file__).resolve().parent.parent.joinpath("constraints.txt").read_text().splitlines()
-    return [line for line in lines if line.partition("==")[0] in NEEDED]
+    return [line for line in lines if line.partition("==")[0] in names]
 
 
 def image_for(function: Function) -> modal.Image:
-    """The GPU runtime of ONNX only where there is a GPU: it is a gigabyte."""
-    extra = ["onnxruntime-gpu>=1.20"] if function.gpu else []
-    image = modal.Image.debian_slim(python_version="3.11").pip_install(*pinned(), *extra)
+    """The GPU runtime of ONNX only where there is a GPU: it is a gigabyte, and takes the place of the other."""
+    runtime = [ON_GPU] if function.gpu else pinned([ON_CPU])
+    image = modal.Image.debian_slim(python_version="3.11").pip_install(*pinned(), *runtime)
     return image.add_local_python_source("dailies")
 
 

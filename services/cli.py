@@ -35,6 +35,20 @@ def up(
 
 
 @app.command()
+def captions(
+    video: Annotated[Path, typer.Argument(help="A film with captions burned in.")],
+    out: Annotated[Path, typer.Option(help="The folder for captions.srt, .vtt, .json, .db and the report.")],
+) -> None:
+    """Read the captions that are burned into a film, on this machine.
+
+    Exit status: 0 read (also where there are none), 1 bad input, or a film that ended earlier than it promises.
+    """
+    from services.captions import run
+
+    sys.exit(run(video, out, say))
+
+
+@app.command()
 def scenario(
     name: Annotated[str, typer.Argument(help="Which one, for example lock-contention.")],
     mode: Annotated[str, typer.Option(help="quick or full")] = "quick",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -49,6 +50,16 @@ class Working:
     lease: Lease
     keeper: Keeper
     video: Lease
+    patience: float = 30.0
+
+    @contextmanager
+    def holding(self, resource: str) -> Iterator[Lease]:
+        """A further lease for a moment, waited for with the run's patience."""
+        lease = take(self.site, self.job, self.lease, self.keeper, resource, self.patience)
+        try:
+            yield lease
+        finally:
+            give_back(self.site.ledger, self.keeper, lease)
 
     def check(self) -> None:
         """Raise if nothing new may be begun: canceled, paused, or not ours any more."""
@@ -120,7 +131,9 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
         try:
             if refusal is not None:
                 raise refusal
-            working = Working(site, job, lease, keeper, take_video(site, job, lease, keeper, parameters["patience_s"]))
+            patience = parameters["patience_s"]
+            video = take(site, job, lease, keeper, f"video:{job.subject}", patience)
+            working = Working(site, job, lease, keeper, video, patience)
             try:
                 result = function(working, **own)
             finally:
@@ -131,6 +144,7 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
         except BaseException as error:
             keeper.drop(lease)
             state = end(site, lease, error)
+            settle(site, job.id)
             if state is None:
                 raise
             return state
@@ -161,8 +175,8 @@ def begin(kind: str, site: OpenSite, subject: str, tenant: str) -> tuple[Job, Le
     return site.ledger.jobs.start(job.id, job.attempt, run_id, TTL_S)
 
 
-def take_video(site: OpenSite, job: Job, lease: Lease, keeper: Keeper, patience: float) -> Lease:
-    """One run at a time for a video. Whoever is in the way is on record: it is counted, not guessed."""
+def take(site: OpenSite, job: Job, lease: Lease, keeper: Keeper, resource: str, patience: float) -> Lease:
+    """One run at a time for a resource. Whoever is in the way is on record: it is counted, not guessed."""
 
     def blocked(held: Held) -> None:
         get_run_logger().info("action=wait resource=%s held_by=%s patience_s=%s", held.resource, held.by, patience)
@@ -170,14 +184,12 @@ def take_video(site: OpenSite, job: Job, lease: Lease, keeper: Keeper, patience:
         site.ledger.outbox.emit(lease, "dailies.lease.blocked", str(job.attempt), data)
 
     try:
-        video = acquire(
-            site.ledger, f"video:{job.subject}", lease.holder, TTL_S, patience, blocked, stopped=keeper.stopped
-        )
+        taken = acquire(site.ledger, resource, lease.holder, TTL_S, patience, blocked, stopped=keeper.stopped)
     except Held:
         keeper.check()  # told to stop while waiting is not the same as having waited in vain
         raise
-    keeper.add(video)
-    return video
+    keeper.add(taken)
+    return taken
 
 
 def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None:
@@ -214,6 +226,15 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
                 return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
     except Conflict as late:
         return Crashed(name="Superseded", message=str(late))
+
+
+def settle(site: OpenSite, job_id: str) -> None:
+    """So that what the job's video says is right at once. The sweep sees to it anyway."""
+    try:
+        if site.ledger.jobs.get(job_id).final:
+            site.ledger.videos.settle()
+    except Exception as error:  # noqa: BLE001 - nothing that fails here may hide how the job ended
+        get_run_logger().warning("action=later job=%s error=%s", job_id, error)
 
 
 def canceling(run_id: str) -> bool:

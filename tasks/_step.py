@@ -44,6 +44,9 @@ class Output:
     def to_json(self) -> dict[str, Any]:
         return {"facts": self.facts, "artifacts": [artifact.to_json() for artifact in self.artifacts]}
 
+    def file(self, name: str) -> Artifact:
+        return next(artifact for artifact in self.artifacts if artifact.name == name)
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Output:
         return cls(value["facts"], tuple(Artifact.from_json(artifact) for artifact in value["artifacts"]))

@@ -248,7 +248,7 @@ def two_flows_one_video(run: Scenario, run_ingest: Callable[..., None], load: in
     jobs = {job.params["patience_s"]: job for job in jobs_on(run, clip)}
     states = {patience: (job.state.value, job.error_code) for patience, job in jobs.items()}
     wanted = {1.0: ("DONE", ""), 0.0: ("FAILED", "held"), 60.0: ("DONE", "")}
-    run.journal.expect("two flows: each followed its policy", states, wanted, "see take_video in tasks/_job.py")
+    run.journal.expect("two flows: each followed its policy", states, wanted, "see take in tasks/_job.py")
     run.journal.expect("two flows: the blocked ones are counted", blocked(run, clip), 2)
     with run.journal.span("load", f"{load} flows"):
         clips = [upload(run, f"load-{number}") for number in range(load)]
