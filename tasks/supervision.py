@@ -52,6 +52,7 @@ class Swept:
     relayed: int = 0
     skipped: int = 0
     reaped: int = 0
+    settled: int = 0
 
     def __str__(self) -> str:
         return " ".join(f"{name}={count}" for name, count in asdict(self).items() if count) or "nothing to do"
@@ -65,6 +66,7 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
     swept = Swept()
     guarded(lambda: recover(site, swept))
     guarded(lambda: reap(site, swept))
+    guarded(lambda: settle(site, swept))
     if not get_current_settings().api.url:  # a client would bring up a temporary server for itself
         log.warning("action=later error=no Prefect API is configured: set PREFECT_API_URL")
         return swept
@@ -104,6 +106,13 @@ def recover(site: OpenSite, swept: Swept) -> None:
 def reap(site: OpenSite, swept: Swept) -> None:
     """Work elsewhere whose job is over is not to be paid for any longer."""
     swept.reaped += reap_orphans(site)
+
+
+def settle(site: OpenSite, swept: Swept) -> None:
+    """A video must not say that it is worked on once its job is over, whoever or whatever ended that."""
+    for video in site.ledger.videos.settle():
+        log.info("action=settle video=%s/%s error_code=%s", video.tenant, video.video, video.error_code)
+        swept.settled += 1
 
 
 def show_endings(site: OpenSite, client: SyncPrefectClient, swept: Swept) -> None:

@@ -203,6 +203,13 @@ class Videos(Protocol):
         Being told the state it has already is no change and no event.
         """
 
+    def settle(self) -> Sequence[Video]:
+        """Videos that say processing or inferring while no job of theirs is under way → error; returns them.
+
+        The error is what the job that ended last ended with. It needs no lease, for nobody holds a final job's; a
+        video whose lease has not expired is left for the next time.
+        """
+
 
 class Ledger(Protocol):
     @property

@@ -6,10 +6,12 @@ import dataclasses
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,16 +25,17 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Pending, Running, State
 
 from blocks.site import OpenSite, open_site
-from dailies.errors import Conflict, Fenced
+from dailies.errors import Conflict, Fenced, Transient, Unreadable
 from dailies.failpoints import fired
 from dailies.ledger.holding import TTL_S
-from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease
+from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease, VideoState
 from dailies.ledger.sqlite import SqliteLedger
-from flows.ingest_media import ingest_media
+from flows.ingest_media import ingest_media, video_of
 from flows.recover_jobs import recover_jobs
 from services.environment import environment
 from tasks import supervision
 from tasks._hooks import cancel_job
+from tasks._job import Working, job_flow
 from tasks.supervision import BIND_GRACE_S, START_GRACE_S, Swept, sweep
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("fast_api")]
@@ -41,6 +44,7 @@ PLENTY = Caps(total=50, per_tenant=50)
 NONE = Caps(total=0, per_tenant=0)
 NOBODY = "http://127.0.0.1:9/api"
 LATER_S = START_GRACE_S + 1
+CLIP = "acme/client/videos/v1/clip.mp4"
 
 
 @pytest.fixture
@@ -220,6 +224,68 @@ def test_a_run_that_ended_by_itself_keeps_its_state(site, deployed, submit, clie
     site.ledger.jobs.cancel(job.id)
     assert sweep(site, PLENTY).shown == 0
     assert run_of(job).state.name == "Mine"
+
+
+def test_the_video_of_a_job_that_was_canceled_does_not_go_on_saying_that_it_is_worked_on(site, submit, caplog):
+    job = submit()
+    site.ledger.dispatch.next(PLENTY)
+    site.ledger.dispatch.bind(job.id, 1, "run-1")
+    start(site, job, "run-1")
+    site.ledger.videos.register("acme", "v1", job.params["media_key"])
+    video = site.ledger.leases.acquire("video:acme/v1", "run-1", TTL_S)
+    site.ledger.videos.update(video, state=VideoState.PROCESSING)
+    assert sweep(site, NONE).settled == 0
+    site.ledger.jobs.cancel(job.id)
+    with caplog.at_level(logging.INFO, "dailies.supervisor"):
+        assert sweep(site, NONE).settled == 1
+    assert "action=settle video=acme/v1 error_code=canceled" in caplog.messages
+    settled = site.ledger.videos.get("acme", "v1")
+    assert (settled.state, settled.error_code) == (VideoState.ERROR, "canceled")
+    event = site.ledger.outbox.of(job.id)[-1]
+    assert (event.type, event.subject, event.data["error_code"]) == ("dailies.video.error", "acme/v1", "canceled")
+    assert sweep(site, NONE) == Swept()
+    assert sound(site)
+
+
+@job_flow("half-way", subject=video_of)
+def half_way(job: Working, tenant: str, media_key: str, error: str) -> None:
+    """Says that it works on the video, and comes to grief."""
+    job.site.ledger.videos.register(tenant, "v1", media_key)
+    job.site.ledger.videos.update(job.video, state=VideoState.PROCESSING)
+    raise Unreadable(error) if error == "not media" else Transient(error)
+
+
+@pytest.mark.expects_errors
+def test_the_video_of_a_run_that_fails_says_so_at_once_without_any_sweep(site):
+    half_way(tenant="acme", media_key=CLIP, error="not media", return_state=True)
+    (job,) = site.ledger.jobs.all()
+    settled = site.ledger.videos.get("acme", "v1")
+    assert (settled.state, settled.error_code, settled.error) == (VideoState.ERROR, "unreadable", "not media")
+    assert [event.type for event in site.ledger.outbox.of(job.id)][-2:] == ["dailies.job.failed", "dailies.video.error"]
+
+
+@pytest.mark.expects_errors
+def test_the_video_of_a_run_that_will_be_tried_again_goes_on_saying_that_it_is_worked_on(site):
+    half_way(tenant="acme", media_key=CLIP, error="once more", return_state=True)
+    assert site.ledger.jobs.all()[0].state is JobState.QUEUED
+    assert sweep(site, NONE).settled == 0
+    assert site.ledger.videos.get("acme", "v1").state is VideoState.PROCESSING
+
+
+@pytest.mark.expects_errors
+def test_a_video_that_cannot_be_settled_hides_nothing_of_its_jobs_end_and_the_next_sweep_settles_it(site, client):
+    deny = """CREATE TRIGGER deny BEFORE INSERT ON outbox WHEN new.type = 'dailies.video.error'
+              BEGIN SELECT RAISE(ABORT, 'no more events'); END"""
+    with closing(sqlite3.connect(site.ledger.path, isolation_level=None)) as ledger:
+        ledger.execute(deny)
+        state = half_way(tenant="acme", media_key=CLIP, error="not media", return_state=True)
+        assert (state.name, state.message) == ("Unreadable", "not media")
+        assert site.ledger.jobs.all()[0].state is JobState.FAILED
+        assert site.ledger.videos.get("acme", "v1").state is VideoState.PROCESSING, "with its event or not at all"
+        ledger.execute("DROP TRIGGER deny")
+    assert sweep(site, NONE).settled == 1
+    assert site.ledger.videos.get("acme", "v1").error_code == "unreadable"
+    assert sound(site)
 
 
 @pytest.mark.expects_errors

@@ -64,7 +64,7 @@ def test_both_ledgers_tell_the_same_story_in_the_same_bytes(ledger, database, tm
     written = [row["data"] for row in embedded._database.all("SELECT data FROM outbox ORDER BY seq")]
     ours, theirs = (job.id for each in (ledger, embedded) for job in each.jobs.all())
     embedded.close()
-    assert len(stories[0]) == 8
+    assert len(stories[0]) == 9
     assert stories[0] == stories[1]
     assert [data.replace(ours, "ID") for (data,) in rows] == [data.replace(theirs, "ID") for data in written]
 
@@ -79,7 +79,8 @@ def live_through(ledger, clock):
     ledger.jobs.recover()
     _, lease = start_again(ledger, job.id, "run-2")
     ledger.jobs.hand_back(lease, "Its worker was told to stop")
-    return job, ledger.jobs.cancel(job.id)
+    ledger.jobs.cancel(job.id)
+    return job, ledger.videos.settle()
 
 
 def without(job_id: str, data: dict[str, object]) -> dict[str, object]:
@@ -229,6 +230,20 @@ def test_a_transition_whose_event_cannot_be_written_does_not_happen(
     database.execute("DROP TRIGGER deny ON dailies.outbox")
     orders[order](hasty, job, lease)
     assert picture(ledger, job.id) != before
+
+
+def test_a_video_whose_event_cannot_be_written_is_not_settled(ledger, hasty, no_more_events, database):
+    job, lease = running(ledger, subject="acme/v1")
+    ledger.videos.register("acme", "v1", "key")
+    video = ledger.leases.acquire("video:acme/v1", lease.holder, TTL)
+    before = ledger.videos.update(video, state=VideoState.PROCESSING)
+    ledger.jobs.cancel(job.id)
+    no_more_events()
+    with pytest.raises(Transient, match="no more events"):
+        hasty.videos.settle()
+    assert ledger.videos.get("acme", "v1") == before
+    database.execute("DROP TRIGGER deny ON dailies.outbox")
+    assert [video.error_code for video in hasty.videos.settle()] == ["canceled"]
 
 
 def test_a_submission_whose_event_cannot_be_written_was_not_accepted(ledger, hasty, no_more_events):

@@ -136,11 +136,27 @@ def test_what_is_not_ours_is_never_dropped(postgres):
 def test_between_two_migrations_nobody_can_call_or_read_anything(postgres):
     """A function may be called by everybody until that is revoked, but not in a schema that nobody may use."""
     with postgres.database("between") as database:
-        for script in MIGRATIONS[:-1]:
+        for script in MIGRATIONS:
             migrate(database, [script])
             for role in ("anon", "authenticated"):
                 usage = "SELECT has_schema_privilege(%s, 'dailies', 'USAGE')"
-                assert database.execute(usage, [role]).fetchall() == [(False,)]
+                if database.execute(usage, [role]).fetchall() == [(True,)]:
+                    assert (role, open_to(database, role)) == ("authenticated", {"tenant"})
+
+
+def open_to(database: psycopg.Connection, role: str) -> set[str]:
+    """What this role may call."""
+    privilege = """SELECT proname FROM pg_proc
+        WHERE pronamespace = 'dailies'::regnamespace AND has_function_privilege(%s, oid, 'EXECUTE')"""
+    return {name for (name,) in database.execute(privilege, [role]).fetchall()}
+
+
+def test_a_migration_that_forgets_to_close_its_function_is_found_out(postgres):
+    """The control of the test above: what comes after the rights is closed by nobody else."""
+    with postgres.database("forgetful") as database:
+        migrate(database, MIGRATIONS)
+        database.execute("CREATE FUNCTION dailies.forgotten() RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$")
+        assert open_to(database, "authenticated") == {"tenant", "forgotten"}
 
 
 def test_a_command_line_that_follows_supabases_finds_and_applies_them(postgres, tmp_path: Path):

@@ -15,7 +15,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from dailies.errors import DailiesError, Fenced, Held, Transient
+from dailies.errors import DailiesError, Fenced, Held, IllegalTransition, Transient, Unreadable
 from dailies.ledger.records import Caps, JobState, Lease, VideoState, video_resource
 from dailies.ledger.supabase import SupabaseLedger
 from tests.supabase.servers import SERVICE_KEY, instead
@@ -200,6 +200,107 @@ def test_recovery_leaves_a_job_alone_that_somebody_is_busy_with(ledger, clock, r
     assert [lost.id for lost in ledger.jobs.recover()] == [job.id]
 
 
+# ── a video left behind, and whoever works on it next ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def left_behind(ledger) -> tuple[Any, Lease]:
+    """The job of a video that says processing, canceled; and the lease on the video, which it lost by that."""
+    job, lease = running(ledger, subject="acme/v1")
+    ledger.videos.register("acme", "v1", "key")
+    held = ledger.leases.acquire(video_resource("acme", "v1"), lease.holder, TTL)
+    ledger.videos.update(held, state=VideoState.PROCESSING)
+    ledger.jobs.cancel(job.id)
+    return job, held
+
+
+@pytest.mark.parametrize("busy", ["the lease on it", "the job that ended"])
+def test_settling_leaves_a_video_alone_that_somebody_is_busy_with(ledger, left_behind, rival, busy):
+    job, held = left_behind
+    before = ledger.videos.get("acme", "v1")
+    rival.execute("BEGIN")
+    if busy == "the lease on it":
+        rival.execute("SELECT 1 FROM dailies.leases WHERE resource = %s FOR NO KEY UPDATE", [held.resource])
+    else:
+        rival.execute("SELECT 1 FROM dailies.jobs WHERE id = %s FOR NO KEY UPDATE", [job.id])
+    assert list(ledger.videos.settle()) == []
+    assert ledger.videos.get("acme", "v1") == before
+    rival.execute("COMMIT")
+    assert [video.error_code for video in ledger.videos.settle()] == ["canceled"]
+
+
+def test_the_next_run_of_a_video_waits_for_a_settling_that_is_under_way_and_begins_from_there(
+    ledger, left_behind, rival, database
+):
+    rival.execute("BEGIN")
+    rival.execute("SELECT dailies.video_settle(%s)", [uuid4()])
+    with meanwhile(lambda: begin_again(ledger)) as next_run:
+        until_somebody_waits(database)
+        rival.execute("COMMIT")
+        _, _, video = next_run.result(10)
+    assert (video.state, video.version) == (VideoState.PROCESSING, 3), "after the error"
+    assert list(ledger.videos.settle()) == []
+
+
+LOCK_OF_THE_JOB = "PERFORM 1 FROM dailies.jobs WHERE id = stuck.owner FOR NO KEY UPDATE SKIP LOCKED;"
+HELD_UP = f"PERFORM pg_advisory_xact_lock_shared(7); {LOCK_OF_THE_JOB}"
+
+
+def begin_again(ledger: SupabaseLedger) -> tuple[Lease, Lease, Any]:
+    """Another job of the video is asked for, started, and says that it is at work."""
+    _, lease = running(ledger, "run-2", subject="acme/v1")
+    held = ledger.leases.acquire(video_resource("acme", "v1"), "run-2", TTL)
+    return lease, held, ledger.videos.update(held, state=VideoState.PROCESSING)
+
+
+def come_and_gone(ledger: SupabaseLedger) -> None:
+    lease, held, _ = begin_again(ledger)
+    ledger.videos.update(held, state=VideoState.READY)
+    ledger.leases.release(held)
+    ledger.jobs.done(lease, 1)
+
+
+COMES_MEANWHILE: dict[str, tuple[Callable[[SupabaseLedger], Any], VideoState]] = {
+    "asked for": (lambda ledger: ledger.jobs.submit(request(subject="acme/v1")), VideoState.PROCESSING),
+    "at work": (begin_again, VideoState.PROCESSING),
+    "come and gone": (come_and_gone, VideoState.READY),
+}
+
+
+@pytest.mark.parametrize("how", COMES_MEANWHILE)
+def test_a_job_that_comes_while_a_settling_looks_is_not_overlooked(ledger, left_behind, database, rival, how):
+    """Whoever settles has seen that nobody works on the video, and is held up before it writes: it must look again."""
+    come, state = COMES_MEANWHILE[how]
+    with held_up(ledger, rival, database) as late:
+        come(ledger)
+    assert list(late.result()) == []
+    assert ledger.videos.get("acme", "v1").state is state
+
+
+def test_a_job_that_ends_while_a_settling_looks_is_the_one_that_is_told_of(ledger, left_behind, clock, rival, database):
+    with held_up(ledger, rival, database) as late:
+        lease, held, _ = begin_again(ledger)
+        clock.advance(1)
+        ledger.leases.release(held)
+        ledger.jobs.failed(lease, Unreadable("not media"))
+    assert list(late.result()) == [], "left for the next time"
+    assert [video.error_code for video in ledger.videos.settle()] == ["unreadable"]
+
+
+@contextmanager
+def held_up(ledger: SupabaseLedger, rival: psycopg.Connection, database: psycopg.Connection) -> Iterator[Future[Any]]:
+    """A settling that is kept between its first look and its decision as long as the block goes on, and then ends."""
+    with instead(database, "video_settle", LOCK_OF_THE_JOB, HELD_UP):
+        rival.execute("SELECT pg_advisory_lock(7)")
+        with meanwhile(ledger.videos.settle) as late:
+            try:
+                until_somebody_waits(database)
+                yield late
+            finally:
+                rival.execute("SELECT pg_advisory_unlock(7)")
+            late.result(10)
+
+
 # ── the events of one job ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -310,7 +411,12 @@ def test_whatever_they_do_at_once_nobody_waits_in_a_ring(ledger, api, clock, dat
     clock.advance(100 * TTL)
     ledger.jobs.recover()
     ledger.leases.sweep()
+    settled = "SELECT count(*) FROM dailies.outbox WHERE type = 'dailies.video.error'"
+    assert database.execute(settled).fetchone()[0] > 0, "some videos were left behind, and found"
     assert not any(ledger.audit().values())
+
+
+UNDER_WAY = (JobState.QUEUED, JobState.PAUSED, JobState.RUNNING)
 
 
 def some_job(ledger: SupabaseLedger, choose: random.Random, state: JobState) -> Any:
@@ -318,7 +424,7 @@ def some_job(ledger: SupabaseLedger, choose: random.Random, state: JobState) -> 
 
 
 def act_submit(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
-    ledger.jobs.submit(request(subject=f"v{choose.randrange(4)}", max_attempts=9))
+    ledger.jobs.submit(request(subject=f"acme/v{choose.randrange(4)}", max_attempts=9))
 
 
 def act_run(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
@@ -328,9 +434,10 @@ def act_run(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
     ledger.dispatch.bind(job.id, job.attempt, run)
     _, lease = ledger.jobs.start(job.id, job.attempt, run, TTL)
     with suppress(DailiesError):
-        video = ledger.leases.acquire(video_resource("acme", job.subject), run, TTL)
+        video = ledger.leases.acquire(f"video:{job.subject}", run, TTL)
         ledger.videos.update(video, state=VideoState.PROCESSING)
-        ledger.videos.update(video, state=VideoState.READY)
+        if choose.random() < 0.5:
+            ledger.videos.update(video, state=VideoState.READY)
         ledger.generations.publish(video, f"gen-{video.fence}")
     ledger.units.begin(lease, "unit-1", "probe")
     ledger.outbox.emit(lease, "dailies.note", str(job.attempt), {})
@@ -350,6 +457,14 @@ def act_pause(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
         ledger.jobs.resume(job.id)
 
 
+def act_settle(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
+    subject = f"acme/v{choose.randrange(4)}"
+    for job in [job for state in UNDER_WAY for job in ledger.jobs.all(state) if job.subject == subject]:
+        with suppress(IllegalTransition):
+            ledger.jobs.cancel(job.id)
+    ledger.videos.settle()
+
+
 def act_deliver(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
     pending = ledger.outbox.pending()
     ledger.outbox.delivered([event.id for event in choose.sample(pending, len(pending) // 2)])
@@ -362,5 +477,6 @@ ACTS: dict[str, Callable[[SupabaseLedger, random.Random, str], Any]] = {
     "pause": act_pause,
     "recover": lambda ledger, choose, run: ledger.jobs.recover(),
     "sweep": lambda ledger, choose, run: ledger.leases.sweep(),
+    "settle": act_settle,
     "deliver": act_deliver,
 }

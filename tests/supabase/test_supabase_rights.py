@@ -242,6 +242,7 @@ ATTEMPTS: dict[str, Callable[[psycopg.Connection], object]] = {
     ),
     "tier": lambda c: call(c, "tenant_set_tier", "acme", "enterprise"),
     "sweep": lambda c: call(c, "lease_sweep"),
+    "settle": lambda c: call(c, "video_settle"),
     "look": lambda c: c.execute("SELECT dailies.job_get('job-globex')"),
 }
 

@@ -84,6 +84,20 @@ def test_a_job_whose_end_was_not_heard_of_ended_once(ledger, lossy):
     assert states(ledger, job.id) == ["QUEUED", "RUNNING", "DONE"]
 
 
+def test_a_video_whose_settling_was_not_heard_of_is_settled_once_and_still_told_of(ledger, lossy):
+    proxy, far = lossy
+    job, lease = running(ledger, subject="acme/v1")
+    ledger.videos.register("acme", "v1", "key")
+    video = ledger.leases.acquire(video_resource("acme", "v1"), lease.holder, TTL)
+    ledger.videos.update(video, state=VideoState.PROCESSING)
+    ledger.jobs.cancel(job.id)
+    proxy.lose(2)
+    settled = far.videos.settle()
+    assert proxy.lost == 2
+    assert list(settled) == [ledger.videos.get("acme", "v1")]
+    assert [event.type for event in ledger.outbox.of(job.id)].count("dailies.video.error") == 1
+
+
 def test_a_failure_that_was_not_heard_of_costs_one_attempt(ledger, lossy):
     proxy, far = lossy
     job, lease = running(ledger)

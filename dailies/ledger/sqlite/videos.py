@@ -1,4 +1,4 @@
-"""Videos on SQLite: what is known of an upload, changed only under the lease on it."""
+"""Videos on SQLite: what is known of an upload, changed under the lease on it, or once nobody works on it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,26 @@ from typing import Any
 
 from dailies.errors import DailiesError, IllegalTransition, Missing
 from dailies.ledger.checks import as_reason, as_text, check_update, check_video
-from dailies.ledger.records import VIDEO_ARROWS, Lease, Video, VideoState, video_of
+from dailies.ledger.records import VIDEO_ARROWS, Lease, Video, VideoState, video_of, video_resource
 from dailies.ledger.sqlite.database import Database, Transaction
-from dailies.ledger.sqlite.leases import HELD, held, holds, over
+from dailies.ledger.sqlite.leases import HELD, free, held, holds, over
 from dailies.ledger.sqlite.messages import write_event
+
+# It says that somebody works on it, and nobody does. The + keeps SQLite to the few jobs that are under way: by their
+# tenant it would go through all that this tenant ever had.
+LEFT_BEHIND = """videos.state IN ('processing', 'inferring')
+    AND NOT EXISTS (
+        SELECT 1 FROM jobs
+        WHERE jobs.state IN ('QUEUED', 'PAUSED', 'RUNNING')
+            AND +jobs.tenant = videos.tenant AND jobs.subject = videos.tenant || '/' || videos.video)
+    AND NOT EXISTS (
+        SELECT 1 FROM leases AS lease
+        WHERE lease.resource = 'video:' || videos.tenant || '/' || videos.video
+            AND lease.holder IS NOT NULL AND lease.expires_at > clock())"""
+# The one that ended last, where none is under way.
+LAST_JOB = """SELECT id FROM jobs AS past
+    WHERE past.tenant = videos.tenant AND past.subject = videos.tenant || '/' || videos.video
+    ORDER BY past.updated_at DESC, past.created_at DESC, past.id DESC LIMIT 1"""
 
 
 def as_video(row: sqlite3.Row) -> Video:
@@ -91,8 +107,28 @@ class SqliteVideos:
                 raise refusal(tx, lease, before, state)
             video = as_video(row)
             if before is not None and video.version != before.version:
-                announce(tx, lease, video)
+                announce(tx, job_behind(tx, lease), video)
             return video
+
+    def settle(self) -> Sequence[Video]:
+        with self._database.transaction() as tx:
+            rows = tx.all(
+                f"""
+                UPDATE videos SET
+                    state = 'error', version = version + 1, updated_at = clock(),
+                    error_code = CASE last.state WHEN 'CANCELED' THEN 'canceled' WHEN 'DONE' THEN 'abandoned'
+                        ELSE last.error_code END,
+                    error = CASE last.state WHEN 'CANCELED' THEN 'Its job was canceled'
+                        WHEN 'DONE' THEN 'Its job ended without saying what became of it' ELSE last.error END
+                FROM jobs AS last WHERE last.id = ({LAST_JOB}) AND {LEFT_BEHIND}
+                RETURNING *
+                """
+            )
+            videos = sorted(map(as_video, rows), key=lambda video: (video.tenant, video.video))
+            for video in videos:
+                free(tx, video_resource(video.tenant, video.video))  # an expired lease on it is worth nothing now
+                announce(tx, job_that_ended(tx, video), video)
+            return videos
 
 
 def find(tx: Transaction, tenant: str, video: str) -> Video | None:
@@ -109,18 +145,28 @@ def refusal(tx: Transaction, lease: Lease, video: Video | None, state: VideoStat
     return IllegalTransition(f"{lease.resource} is {video.state} and cannot become {state} now")
 
 
-def announce(tx: Transaction, lease: Lease, video: Video) -> None:
-    """Its version names the change, so that a video that comes back to a state tells it again."""
+def job_that_ended(tx: Transaction, video: Video) -> str:
+    where = "tenant = :tenant AND video = :video"
+    row = tx.one(f"SELECT ({LAST_JOB}) AS id FROM videos WHERE {where}", tenant=video.tenant, video=video.video)
+    return str(row["id"])
+
+
+def job_behind(tx: Transaction, lease: Lease) -> str:
     run = tx.maybe("SELECT job FROM runs WHERE run_id = :holder ORDER BY created_at DESC LIMIT 1", holder=lease.holder)
     if run is None:
         raise Missing(f"{lease.holder} is the run of no job, so it cannot change {lease.resource}")
+    return str(run["job"])
+
+
+def announce(tx: Transaction, job: str, video: Video) -> None:
+    """Its version names the change, so that a video that comes back to a state tells it again."""
     subject = f"{video.tenant}/{video.video}"
     data = {
-        "job": run["job"],
+        "job": job,
         "tenant": video.tenant,
         "video": video.video,
         "state": video.state,
         "error_code": video.error_code,
         "version": video.version,
     }
-    write_event(tx, run["job"], f"dailies.video.{video.state}", subject, f"{subject}:{video.version}", data)
+    write_event(tx, job, f"dailies.video.{video.state}", subject, f"{subject}:{video.version}", data)

@@ -1,4 +1,4 @@
-"""Videos on Supabase: what is known of an upload, changed only under the lease on it."""
+"""Videos on Supabase: what is known of an upload, changed under the lease on it, or once nobody works on it."""
 
 from __future__ import annotations
 
@@ -53,3 +53,6 @@ class SupabaseVideos:
             metadata=as_text(dict(metadata or {})),
         )
         return as_video(row)
+
+    def settle(self) -> Sequence[Video]:
+        return [as_video(row) for row in self._api.tell("video_settle")]

@@ -1,0 +1,7 @@
+-- Takes back 20261121000009_settle.sql. No row is lost.
+
+DROP FUNCTION IF EXISTS dailies.video_settle;
+DROP INDEX IF EXISTS dailies.jobs_by_subject;
+DROP INDEX IF EXISTS dailies.videos_under_way;
+
+NOTIFY pgrst, 'reload schema';
