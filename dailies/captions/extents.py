@@ -220,7 +220,12 @@ class Follower:
                     self._tracks[self._tracks.index(track)] = wider
 
     def _fits(self, row: Box) -> bool:
-        """Text much larger or smaller than the captions, or cut by the crop's edge, is scenery."""
+        """Text much larger or smaller than the captions, or cut by the crop's edge, is scenery.
+
+        In a rectangle that a person drew where nothing was read yet, any height will do.
+        """
+        if not self.region.line_height:
+            return True
         return 0.55 * self.region.line_height <= row.height <= 1.7 * self.region.line_height
 
     def _close(self, track: _Track, end_us: int) -> None:
