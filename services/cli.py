@@ -87,9 +87,9 @@ def doctor(
 
 @app.command()
 def demo(
-    seconds: Annotated[int, typer.Option(min=1, max=600, help="Length of the clip that it makes.")] = 12,
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="Length of the film that it makes.")] = 12,
 ) -> None:
-    """Make a clip and ingest it; then the lock-contention scenario, which kills, freezes and contends."""
+    """Make a film with captions and read them; then the scenario lock-contention, which kills, freezes and contends."""
     from services.demo import run
 
     sys.exit(run(seconds, say))

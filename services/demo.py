@@ -1,61 +1,73 @@
-"""What exists, shown on a clip that it makes itself."""
+"""What exists, shown on a film that it makes itself."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dailies.errors import DailiesError
 from dailies.home import home
-from services import scenarios, server
+from dailies.media.keys import MediaKey
+from services import captions, scenarios, server
 from services.progress import ticking
 
+if TYPE_CHECKING:
+    from blocks.site import OpenSite
+
 TENANT, VIDEO = "demo", "first-dailies"
-KEY = f"{TENANT}/client/videos/{VIDEO}/clip.mp4"
+KEY = f"{TENANT}/client/videos/{VIDEO}/film.mp4"
 
 
 def run(seconds: int, say: Callable[[str], None]) -> int:
+    film = made(seconds)
+    say(f"film           {film}, with captions burned in\n")
+    captions.run(film, home() / "demo", say)
+    say(f"\n{(home() / 'demo' / 'captions.srt').read_text()}")
     with ticking("looking for a Prefect server, or starting one"):
         ui = server.connect(quiet=True).removesuffix("/api")
-    ingest(seconds, say)
-    say("\nNow the same under fire: workers killed, holders frozen and revived, two flows on one video.")
+    say("The same as jobs, each step a unit that is recorded when it is done:")
+    process(say)
+    say("\nAnd now under fire: workers killed, holders frozen and revived, two flows on one video.")
     code = scenarios.run("lock-contention", {"mode": "quick"}, [], None, say)
     tell_recovery(say)
     say(f"\nEverything above is in the Prefect UI: {ui}/runs (the server goes when nobody has used it for ten minutes)")
     return code
 
 
-def ingest(seconds: int, say: Callable[[str], None]) -> None:
-    from blocks.site import open_site
-    from dailies.media.sample import make_clip
-    from flows.ingest_media import ingest_media
+def made(seconds: int) -> Path:
+    from dailies.captions.sample import make_film
 
-    with ticking(f"making a clip of {seconds} s"):
+    with ticking(f"making a film of {seconds} s"):
         path = home() / "media" / KEY
-        clip = path if path.exists() else make_clip(path, seconds)
-    say(f"clip           {clip}")
-    with ticking("ingest-media: digest, probe, contact sheet"):
-        state: Any = ingest_media(tenant=TENANT, media_key=KEY, return_state=True)
-    result: Any = state.result(raise_on_failure=False)
-    if isinstance(result, DailiesError):
-        raise result
+        return path if path.exists() else make_film(path, seconds)
+
+
+def process(say: Callable[[str], None]) -> None:
+    from blocks.site import open_site
+    from flows.crop_and_infer import crop_and_infer
+    from flows.process_video import process_video
+
     site = open_site()
-    job = site.ledger.jobs.all(limit=1)[0]
-    units = site.ledger.units.of(job.id)
-    say(f"job            {job.id}: {job.state}; units: {', '.join(f'{unit.step} {unit.state}' for unit in units)}")
-    say(f"probe          {summary(json.loads(site.store.get(probe_key(site.store, result))))}")
-    say(f"contact sheet  {home() / 'media' / result['contact_sheet']['key']}")
+    for flow, what in ((process_video, "where captions sit"), (crop_and_infer, "what they say")):
+        with ticking(f"{flow.name}: {what}"):
+            state: Any = flow(tenant=TENANT, media_key=KEY, return_state=True)
+        result: Any = state.result(raise_on_failure=False)
+        if isinstance(result, DailiesError):
+            raise result
+        job = site.ledger.jobs.all(limit=1)[0]
+        units = ", ".join(f"{unit.step} {unit.state}" for unit in site.ledger.units.of(job.id))
+        say(f"  {flow.name:<15} job {job.id}: {job.state}; units: {units}")
+    video = site.ledger.videos.get(TENANT, VIDEO)
+    say(f"  the video is {video.state}: {video.metadata['captions']} captions")
+    say(f"  the layout as a picture: {home() / 'media' / picture_of(site)}")
 
 
-def probe_key(store: Any, result: dict[str, Any]) -> str:
-    manifest = json.loads(store.get(result["manifest"]["key"]))
-    return str(manifest["probe"]["artifacts"][0]["key"])
+def picture_of(site: OpenSite) -> str:
+    from tasks.published import published
 
-
-def summary(probe: dict[str, Any]) -> str:
-    kinds = [f"{stream['codec']} {stream['kind']}" for stream in probe["streams"]]
-    return f"{probe['decoded_us'] / 1e6:.2f} s of {probe['promised_us'] / 1e6:.2f} s decoded, {', '.join(kinds)}"
+    layout = published(site, MediaKey.parse(TENANT, KEY))["layout"]
+    return next(str(each["key"]) for each in layout["artifacts"] if each["key"].endswith(".png"))
 
 
 def tell_recovery(say: Callable[[str], None]) -> None:

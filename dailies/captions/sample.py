@@ -56,10 +56,12 @@ def truth(seconds: int = 12) -> list[tuple[int, int, str]]:
 
 def picture(number: int) -> np.ndarray[Any, Any]:
     width, height = SIZE
-    across = (np.arange(width) + number // 2) % 256
-    along = (np.arange(height)[:, None] * 2) % 256
-    sky = np.broadcast_to(40 + across // 4 + along // 8, (height, width))
-    image = Image.fromarray(np.stack([sky // 2, sky // 2 + 12, sky], axis=2).astype(np.uint8))
+    across, along = np.arange(width) / width, np.arange(height)[:, None] / height
+    drift = number / LAP
+    light = 0.5 + 0.5 * np.sin(2 * np.pi * (across + drift) + 3 * along)
+    ground = 0.5 + 0.5 * np.sin(2 * np.pi * (2 * drift - 1.5 * across) + 5 * along)
+    dusk = np.stack([40 + 90 * ground * along, 30 + 50 * light, 90 + 70 * light * (1 - along)], axis=2)
+    image = Image.fromarray(dusk.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for first, after, text in LINES:
         if first <= number % LAP < after:
