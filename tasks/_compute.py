@@ -52,6 +52,7 @@ def on_compute(job: Working, step: Step[...], function: str, payload: Mapping[st
             f"{function} left {missing[0]} in another store than this site's: give compute the site's store"
         )
     job.site.ledger.calls.ended(job.lease, elsewhere.unit, "DONE")
+    elsewhere.progress(1.0)
     return output
 
 

@@ -77,7 +77,7 @@ class Progress:
         self._next = time.monotonic() + PROGRESS_S
 
     def __call__(self, part: float) -> None:
-        if time.monotonic() < self._next:
+        if time.monotonic() < self._next and not (part >= 1 and self._artifact):
             return
         self._next = time.monotonic() + PROGRESS_S
         percent = round(100 * part, 1)

@@ -126,15 +126,15 @@ def read(task: Task, caption: Mapping[str, Any], reader: Engine) -> dict[str, An
         return {"error": error.code, "message": str(error)}
 
 
-def samples(task: Task, chunks: Sequence[Mapping[str, Any]], first: int, after: int) -> list[Gray]:
-    """What is on show at those samples; only the chunks that show it are fetched."""
+def samples(task: Task, chunks: Sequence[Mapping[str, Any]], first: int, after: int) -> Iterator[Gray]:
+    """What is on show at those samples, one after the other; only the chunks that show it are fetched."""
     begun = [chunk for chunk in chunks if chunk["first"] <= first][-1:]
     later = [chunk for chunk in chunks if first < chunk["first"] < after]
     with tempfile.TemporaryDirectory() as folder:
         for chunk in begun + later:
             Path(folder, Path(chunk["key"]).name).write_bytes(task.store.get(chunk["key"]))
         rate = Fraction(str(task.payload["frame_rate"]))
-        return [picture for _, picture in read_chunks(Path(folder).iterdir(), first, after, rate)]
+        yield from (picture for _, picture in read_chunks(Path(folder).iterdir(), first, after, rate))
 
 
 @contextmanager

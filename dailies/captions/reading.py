@@ -154,9 +154,8 @@ def _vote(said: Sequence[_Said]) -> _Said | None:
 
 
 def _alike(one: _Said, other: _Said) -> bool:
-    """Of a short text every letter counts."""
-    least = 1.0 if min(one.letters, other.letters) <= SHORT else ALIKE
-    return difflib.SequenceMatcher(None, _plain(one.text), _plain(other.text), autojunk=False).ratio() >= least
+    """Of three letters that means every one."""
+    return difflib.SequenceMatcher(None, _plain(one.text), _plain(other.text), autojunk=False).ratio() >= ALIKE
 
 
 def _plain(text: str) -> str:

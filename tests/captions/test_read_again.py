@@ -19,7 +19,7 @@ from tests.samples import video
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", ["short-5s-text-bottom.mp4", "edge-cases/vertical-video.mp4"])
+@pytest.mark.parametrize("name", ["short-5s-text-bottom.mp4", "edge-cases/variable-framerate.mp4"])
 def test_every_caption_is_read_again_from_its_crops_as_it_was_written(name: str, tmp_path: Path) -> None:
     sample = video(name, tmp_path)
     film = Film(sample.path)

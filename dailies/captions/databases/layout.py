@@ -81,7 +81,7 @@ def read_approval(source: Path | bytes) -> bool:
 
 
 def labels(layout: Layout, raw: RawOcr) -> list[BoxLabel]:
-    """By place, and by size: a sign behind the captions is no caption."""
+    """By place, and by size where that is known: a sign behind the captions is no caption."""
     return [
         BoxLabel(frame.index, place, _region_of(line.box, layout))
         for frame in raw.frames
@@ -93,7 +93,7 @@ def _region_of(box: Box, layout: Layout) -> int | None:
     x, y = box.middle
     for number, region in enumerate(layout.regions):
         crop = region.crop
-        fits = 0.55 * region.line_height <= box.height <= 1.7 * region.line_height
+        fits = not region.line_height or 0.55 * region.line_height <= box.height <= 1.7 * region.line_height
         if fits and crop.left <= x < crop.right and crop.top <= y < crop.bottom:
             return number
     return None

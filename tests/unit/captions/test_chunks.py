@@ -233,6 +233,7 @@ def test_the_engine_reads_the_same_on_a_chunk_as_on_the_strips(
     before = [said(strips[place]) for place in places]
     assert before == [TEXTS[place // 12] for place in places]
     assert [said(back[place]) for place in places] == before
+    assert max(np.abs(back[place].astype(int) - strips[place]).mean() for place in places) < 1.5
 
 
 def captioned(background: object, number: int, letters: int, height: int) -> Gray:

@@ -140,6 +140,12 @@ def test_a_box_is_in_when_it_lies_in_a_region_and_is_as_high_as_its_lines(tmp_pa
         assert said.fetchall() == [("in", "model", 3), ("out", "model", 1)]
 
 
+def test_in_a_region_drawn_by_hand_lines_of_any_height_are_in(tmp_path: Path) -> None:
+    everywhere = replace(LOWER, crop=Box(0, 0, 640, 360), line_height=0.0)
+    write_layout(tmp_path / "layout.db", replace(LAYOUT, regions=(everywhere,)), RAW)
+    assert {label.region for label in read_labels(tmp_path / "layout.db")} == {0}
+
+
 def test_each_pair_of_neighbouring_samples_has_its_label(tmp_path: Path) -> None:
     samples = [number * 100_000 for number in range(8)]
     extents = [extent(200_000, 400_001, "b"), extent(100_000, 350_000, "a"), extent(600_000, 800_000, "c")]
@@ -268,6 +274,14 @@ def test_a_page_that_was_overwritten_is_found(tmp_path: Path) -> None:
     good = written(tmp_path / "captions.db", write_captions, captions, ())
     with pytest.raises(Unreadable):
         read_captions(good[:12288] + bytes(4096) + good[16384:])
+
+
+def test_damage_in_a_table_that_is_not_asked_for_is_found_too(tmp_path: Path) -> None:
+    dropped = [Dropped(number, number + 1, "a scrap of scenery " * 9, 0.3, "unsure") for number in range(400)]
+    good = written(tmp_path / "captions.db", write_captions, CAPTIONS, dropped)
+    assert len(read_captions(good)) == 3
+    with pytest.raises(Unreadable):
+        read_captions(good[:-4096] + bytes(4096))
 
 
 def test_a_table_of_other_columns_or_a_view_in_its_place_is_refused(tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_nothing_runs_off_the_sheet(size: tuple[int, int], regions: int) -> None
     assert whole.shape[1] <= WIDEST + 2 * MARGIN
 
 
+def test_the_counts_never_run_into_the_title() -> None:
+    narrow = Layout(100, 4000, 12345, 12345, (LOWER,) * 6)
+    busy = RawOcr(100, 4000, tuple(FrameText(number, number, error="no answer") for number in range(12345)))
+    titles = [sheet(layout_picture(None, narrow, raw))[:HEADER, :260] for raw in (busy, RawOcr(100, 4000, ()))]
+    assert (titles[0] == titles[1]).all()
+
+
 def test_the_facts_stand_beside_an_upright_film_and_below_a_wide_one() -> None:
     tall = Layout(720, 1280, 20, 30, (replace(LOWER, crop=Box(0, 900, 720, 1280), centre=1100.0),))
     upright = sheet(layout_picture(None, tall, RawOcr(720, 1280, ())))

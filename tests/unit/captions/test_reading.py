@@ -118,13 +118,18 @@ class Script:
 
     device = "script"
 
-    def __init__(self, *readings: tuple[str, float]) -> None:
+    def __init__(self, *readings: tuple[str, float], blind: bool = False) -> None:
         self.readings = iter(readings)
+        self.found = [] if blind else [Box(10, 10, 200, 36)]
+        self.asked: list[Box] = []
 
     def find(self, image: Gray) -> list[Box]:
-        return [Box(10, 10, 200, 36)]
+        return self.found
 
     def read_lines(self, image: Gray, boxes: Sequence[Box]) -> list[Line]:
+        if not boxes:
+            return []
+        self.asked.extend(boxes)
         text, confidence = next(self.readings)
         return [Line(text, confidence, box) for box in boxes]
 
@@ -159,6 +164,17 @@ def test_what_the_frames_say_is_put_to_the_vote(
     else:
         reading = read_caption(samples, Script(*readings))
         assert (reading.text, reading.confidence, reading.tries) == believed
+
+
+def test_where_nothing_is_found_the_place_of_a_single_line_is_read_all_the_same() -> None:
+    samples = [np.zeros((50, 220), np.uint8)] * 3
+    script = Script(("Stay here", 0.9), blind=True)
+    assert read_caption(samples, script, LINE, Box(-5, 10, 300, 40)).text == "Stay here"
+    assert script.asked == [Box(0, 10, 220, 40)]
+    with pytest.raises(Unreadable):
+        read_caption(samples, Script(("Stay here", 0.9), blind=True), LINE, Box(0, 0, 220, 50))
+    with pytest.raises(Unreadable):
+        read_caption(samples, Script(("Stay here", 0.9), blind=True), LINE)
 
 
 def test_an_hour_of_one_caption_takes_no_more_memory_than_a_few_frames() -> None:
