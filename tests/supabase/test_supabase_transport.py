@@ -391,7 +391,7 @@ def test_a_project_that_does_not_serve_the_schema_is_told_to_expose_it(postgres)
 
 @pytest.mark.parametrize(("version", "advice"), [("0", "db push"), ("99", "use the dailies that brought it there")])
 def test_a_ledger_of_another_schema_is_told(ledger, database, version, advice):
-    with instead(database, "version", "'1'", f"'{version}'"), told_within(5, f"schema {version}.*{advice}"):
+    with instead(database, "version", "'2'", f"'{version}'"), told_within(5, f"schema {version}.*{advice}"):
         ledger.check()
 
 

@@ -123,7 +123,8 @@ CREATE TABLE IF NOT EXISTS dailies.inbox (
     PRIMARY KEY (source, id)
 );
 
--- What is known of an upload. A video is changed only under the lease on video:<tenant>/<video>.
+-- What is known of an upload. A video is changed under the lease on video:<tenant>/<video>,
+-- or settled when nobody works on it any more.
 CREATE TABLE IF NOT EXISTS dailies.videos (
     tenant      text NOT NULL,
     video       text NOT NULL,

@@ -63,4 +63,9 @@ END $$;
 REVOKE ALL ON FUNCTION dailies.video_settle(uuid) FROM PUBLIC, anon, authenticated;
 GRANT EXECUTE ON FUNCTION dailies.video_settle(uuid) TO service_role;
 
+CREATE OR REPLACE FUNCTION dailies.version() RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+    SELECT '2'
+$$;
+
 NOTIFY pgrst, 'reload schema';

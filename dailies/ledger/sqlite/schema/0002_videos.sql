@@ -1,4 +1,5 @@
--- What is known of an upload. A video is changed only under the lease on video:<tenant>/<video>.
+-- What is known of an upload. A video is changed under the lease on video:<tenant>/<video>,
+-- or settled when nobody works on it any more.
 
 CREATE TABLE videos (
     tenant      TEXT NOT NULL,
