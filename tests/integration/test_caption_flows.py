@@ -148,6 +148,8 @@ def test_a_video_goes_from_the_upload_to_captions_that_are_exact_to_the_frame(si
     assert second.is_completed(), second
     video = video_of(site)
     assert (video.state, video.metadata["captions"]) == ("ready", len(truth(SECONDS)))
+    facts = {name: video.metadata[name] for name in ("width", "height", "duration_us")}
+    assert facts == {"width": 640, "height": 360, "duration_us": SECONDS * 1_000_000}
     assert states(site) == ["processing", "awaiting_layout", "inferring", "ready"]
     parts = manifest(site)
     assert {"probe", "contact_sheet", "frames", "layout", "captions"} == set(parts)
