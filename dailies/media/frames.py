@@ -9,6 +9,7 @@ whole or not at all. A few frames are in memory at once, whatever the length of 
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections import deque
@@ -26,11 +27,14 @@ from dailies.media.looks import colour, upright
 from dailies.media.pictures import Pictures
 
 QUALITY = 85
-ENCODERS = 2
+# Four also on two cores: where others work too, a process gets its share by its threads.
+ENCODERS = min(8, max(4, os.cpu_count() or 4))
 # JPEG itself ends at 65,535.
 LONGEST = 16_384
 # Ten a second for a day. A clock gone wild may otherwise fill a disk with copies of one picture.
 MOST = 864_000
+# Bytes of decoded pictures that may wait for an encoder.
+AHEAD = 64 << 20
 
 Progress = Callable[[float], None]
 
@@ -121,7 +125,6 @@ class _Report:
 
 
 Written = tuple[int, int, str]
-AHEAD = 64 << 20
 
 
 class _Sheaf:
@@ -132,14 +135,15 @@ class _Sheaf:
         self.folder = folder
         self.size = size
         self.quality = quality
-        # So many decoded pictures wait at most: eight, fewer where they are large.
-        self.ahead = max(ENCODERS, min(8, AHEAD // max(1, film.size[0] * film.size[1] * 2)))
+        # So many decoded pictures wait at most, and so many are being encoded: of large ones fewer.
+        self.ahead = max(2, min(2 * ENCODERS, AHEAD // max(1, film.size[0] * film.size[1] * 2)))
+        self.encoders = min(ENCODERS, self.ahead)
 
     def write(self, tick: Fraction, report: _Report) -> list[Written]:
         self.folder.mkdir(parents=True)
         written: list[Written] = []
         pending: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(ENCODERS, thread_name_prefix="jpeg") as pool:
+        with ThreadPoolExecutor(self.encoders, thread_name_prefix="jpeg") as pool:
             for frame, rotation, ticks in self._chosen(tick):
                 if len(written) + len(ticks) > MOST:
                     raise TooLarge(

@@ -23,7 +23,7 @@ from av.filter import Graph
 from av.stream import Disposition
 
 from dailies.errors import EmptyFile, Missing, NoVideo, TooLarge, Undecodable, Unsupported
-from dailies.media.probe import GUESSED, LIMITS, SLACK_US, open_media
+from dailies.media.probe import GUESSED, LIMITS, SLACK_US, open_media, shown
 
 Picture = TypeVar("Picture")
 
@@ -43,7 +43,7 @@ class Pictures:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = " ".join(path.name.split())
+        self.name = shown(path)
         self.end_us = self.frames = self.broken = 0
         self.rotation = 0
         self.size = (0, 0)
@@ -104,7 +104,7 @@ class Pictures:
         for packet in self._packets(container, source):
             self.broken += packet is not None and packet.is_corrupt
             try:
-                yield from packet.decode() if packet else source.codec_context.decode(None)
+                yield from packet.decode() if packet is not None else source.codec_context.decode(None)
             except av.error.MemoryError:
                 raise
             except av.FFmpegError as error:
@@ -113,14 +113,19 @@ class Pictures:
                 self.broken += 1
 
     def _packets(self, container: Any, source: Any) -> Iterator[Any]:
-        try:
-            yield from container.demux(source)
-        except av.error.MemoryError:
-            raise
-        except av.FFmpegError:
-            self.broken += 1
-            # The file ends here, but not what the decoder still holds.
-            yield None
+        while True:
+            try:
+                yield from container.demux(source)
+            except IndexError:
+                # PyAV stumbles over a stream that appears in the middle of a file, and then knows it.
+                continue
+            except av.error.MemoryError:
+                raise
+            except av.FFmpegError:
+                self.broken += 1
+                # The file ends here, but not what the decoder still holds.
+                yield None
+            return
 
     def _source(self, container: Any) -> Any:
         for stream in container.streams.video:

@@ -73,7 +73,7 @@ def probe(
     if shortfall and not accept_damaged:
         promised, decoded = shortfall
         raise Truncated(
-            f"{path.name} promises {_seconds(promised)} but decodes to {_seconds(decoded)}: "
+            f"{shown(path)} promises {_seconds(promised)} but decodes to {_seconds(decoded)}: "
             "upload it again whole, or set accept_damaged to work with what is there"
         )
     report.done()
@@ -87,6 +87,11 @@ def probe(
         shortfall_us=shortfall[0] - shortfall[1] if shortfall else 0,
         streams=walk.streams,
     )
+
+
+def shown(path: Path) -> str:
+    """Its name in one line, whatever characters are in it."""
+    return " ".join(path.name.split())
 
 
 def open_media(path: Path, *, pixels: int = Limits.pixels) -> InputContainer:
@@ -104,7 +109,7 @@ def open_media(path: Path, *, pixels: int = Limits.pixels) -> InputContainer:
         raise
     except av.FFmpegError as error:
         raise Unreadable(
-            f"{path.name} is not media, or its header is damaged ({error.strerror}): upload it again or convert it"
+            f"{shown(path)} is not media, or its header is damaged ({error.strerror}): upload it again or convert it"
         ) from error
 
 
@@ -127,11 +132,11 @@ class _Walk:
     def check_header(self) -> None:
         if not any(tally.decodes for tally in self.tallies):
             kinds = ", ".join(sorted({tally.kind for tally in self.tallies})) or "no stream at all"
-            raise NoStreams(f"{self.path.name} has neither video nor audio ({kinds}): upload the film or the sound")
+            raise NoStreams(f"{shown(self.path)} has neither video nor audio ({kinds}): upload the film or the sound")
         for tally in self.tallies:
             if tally.decodes and tally.source.codec_context is None:
                 raise Unsupported(
-                    f"stream {tally.index} ({tally.kind}) of {self.path.name} is in a codec that cannot be "
+                    f"stream {tally.index} ({tally.kind}) of {shown(self.path)} is in a codec that cannot be "
                     "decoded here: convert it, for example to H.264 and AAC"
                 )
             if tally.kind == "video" and tally.source.width * tally.source.height > self.limits.pixels:
@@ -163,12 +168,12 @@ class _Walk:
     def _check_duration(self, us: int) -> None:
         if us > self.limits.seconds * 1_000_000:
             raise TooLarge(
-                f"{self.path.name} lasts {_seconds(us)}, the limit is {self.limits.seconds:g} s: cut it into parts"
+                f"{shown(self.path)} lasts {_seconds(us)}, the limit is {self.limits.seconds:g} s: cut it into parts"
             )
 
     def _too_many_pixels(self) -> TooLarge:
         return TooLarge(
-            f"{self.path.name} has pictures of more than {self.limits.pixels} pixels, which is the limit: scale it down"
+            f"{shown(self.path)} has pictures of more than {self.limits.pixels} pixels, the limit: scale it down"
         )
 
     @property
@@ -180,11 +185,11 @@ class _Walk:
         if any(tally.refused for tally in decoded):
             raise self._too_many_pixels()
         if not any(tally.frames for tally in decoded):
-            raise Undecodable(f"not one frame of {self.path.name} decodes: export it again from the original")
+            raise Undecodable(f"not one frame of {shown(self.path)} decodes: export it again from the original")
         for tally in decoded:
             if tally.packets and not tally.frames and not accept_damaged:
                 raise Undecodable(
-                    f"not one frame of stream {tally.index} ({tally.kind}) of {self.path.name} decodes: "
+                    f"not one frame of stream {tally.index} ({tally.kind}) of {shown(self.path)} decodes: "
                     "export it again, or set accept_damaged to work with the other streams"
                 )
 
@@ -236,12 +241,12 @@ def _guard(pixels: int) -> str:
 
 def _size(path: Path, limits: Limits) -> int:
     if not path.is_file():
-        raise Missing(f"there is no file {path.name}: upload it first")
+        raise Missing(f"there is no file {shown(path)}: upload it first")
     size = path.stat().st_size
     if size == 0:
-        raise EmptyFile(f"{path.name} is empty (0 bytes): upload it again")
+        raise EmptyFile(f"{shown(path)} is empty (0 bytes): upload it again")
     if size > limits.size:
-        raise TooLarge(f"{path.name} has {size} bytes, the limit is {limits.size}: cut it into parts")
+        raise TooLarge(f"{shown(path)} has {size} bytes, the limit is {limits.size}: cut it into parts")
     return size
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -228,6 +233,7 @@ CHILD = """
 import resource, sys
 from fractions import Fraction
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from dailies.captions.extract import extract
 from dailies.errors import BadInput
@@ -302,9 +308,9 @@ def test_a_common_film_fits_into_the_room_that_a_bomb_is_given(tmp_path: Path) -
     assert Sampled(largest).size == (1920, 1080)
 
 
-def test_pixels_a_thousand_times_as_wide_as_high_are_taken_as_square(tmp_path: Path) -> None:
-    def stretch(stream: object) -> None:
-        stream.codec_context.sample_aspect_ratio = Fraction(1000)  # type: ignore[attr-defined]
+def test_pixels_a_hundred_times_as_wide_as_high_are_taken_as_square(tmp_path: Path) -> None:
+    def stretch(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(100)
 
     path = films.encode(tmp_path / "stretched.mp4", films.pictures(), tune=stretch)
     assert Pictures(path).size == films.SIZE
@@ -318,6 +324,64 @@ def test_a_year_between_two_frames_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TooLarge, match="cut it into parts"):
             work(path, tmp_path / "out")
     assert not (tmp_path / "out" / "frames").exists()
+
+
+def test_where_a_file_breaks_off_what_is_in_the_decoder_still_counts(tmp_path: Path) -> None:
+    film = films.plain(tmp_path, "film.nut")
+    bad = films.spoiled(film.path, "bad.nut", lambda content: content.__setitem__(slice(-200, None), bytes(200)))
+    sizes: list[int] = []
+    with av.open(str(bad)) as container, suppress(av.FFmpegError):
+        sizes.extend(packet.size for packet in container.demux(video=0))
+        pytest.fail("the file must break off, not end")
+    whole = len(sizes) - 1  # the last has zeros in it
+    pictures = Pictures(bad)
+    shown = [us for us, _ in pictures.each()]
+    assert len(shown) == whole < films.FRAMES
+    assert pictures.broken == 1
+    assert pictures.short_us == 0
+    assert pictures.end_us == whole * 40_000
+
+
+GARBLED: dict[str, dict[str, Any]] = {
+    "film.mp4": {},
+    "film.mov": {"muxer": {"movflags": "+faststart"}},
+    "film.mkv": {},
+    "film.ts": {},
+    "film.nut": {},
+    "film.flv": {},
+    "film.h264": {},
+    "film.avi": {"codec": "mpeg4"},
+    "film.asf": {"codec": "mpeg4"},
+    "film.mpg": {"codec": "mpeg2video"},
+    "film.mxf": {"codec": "mpeg2video"},
+    "film.gif": {"codec": "gif", "kind": "rgb8"},
+}
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_whatever_is_garbled_there_is_a_film_or_one_typed_error(name: str, tmp_path: Path) -> None:
+    """Sixty times, at the head, the tail or anywhere; times rise in each film that comes out of it."""
+    small = (films.picture(number, (320, 180)) for number in range(30))
+    content = films.encode(tmp_path / name, small, **GARBLED[name]).read_bytes()
+    size, films_read, refusals = len(content), 0, 0
+    for seed in range(60):
+        chance = random.Random(seed)
+        garbled = bytearray(content)
+        first, last = chance.choice([(0, size), (0, min(2000, size)), (max(0, size - 3000), size)])
+        for _ in range(chance.choice([1, 3, 20, 100])):
+            garbled[chance.randrange(first, last)] = chance.randrange(256)
+        bad = tmp_path / f"bad-{name}"
+        bad.write_bytes(garbled)
+        try:
+            times = [us for us, _ in Pictures(bad).each()]
+        except BadInput as error:
+            refusals += "\n" not in str(error)
+        else:
+            films_read += 1
+            assert times[0] >= 0
+            assert all(before < after for before, after in pairwise(times))
+    assert films_read > 10, "the control: not everything may be refused"
+    assert films_read + refusals == 60
 
 
 NAMES = (

@@ -405,3 +405,10 @@ def test_a_picture_without_blocks_has_no_number() -> None:
     assert frame_number(frame_picture(40_961, Fraction(1), (160, 120))) == 40_961
     with pytest.raises(ValueError, match="no frame number"):
         frame_number(Image.new("RGB", (320, 240), (120, 120, 120)))
+
+
+def test_a_name_with_a_line_feed_is_told_in_one_line(tmp_path: Path) -> None:
+    odd = tmp_path / "first\nsecond.mp4"
+    odd.write_bytes(b"Meet me at noon.\n" * 100)
+    with pytest.raises(Unreadable, match=r"^first second\.mp4 is not media[^\n]*$"):
+        probe(odd)
