@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -66,6 +68,16 @@ def refuse_once(task: Task) -> Json:
     return task.made(tries=2)
 
 
+def litter(task: Task) -> Json:
+    """Leaves a file where temporary files go, says where, and is killed."""
+    mark(task)
+    folder = Path(tempfile.mkdtemp())
+    (folder / "half").write_text("done")
+    Path(task.payload["note"]).write_text(str(folder))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task.made()
+
+
 def report(task: Task) -> Json:
     """Half done until its gate is open; what is said of it meanwhile is in the store."""
     mark(task)
@@ -89,6 +101,7 @@ FUNCTIONS = {
     "limited": Function(linger, timeout=SHORT_S),
     "refuse": Function(refuse, timeout=30),
     "refuse_once": Function(refuse_once, timeout=30),
+    "litter": Function(litter, timeout=60),
     "report": Function(report, timeout=60),
     "stumble": Function(stumble, timeout=30),
     "on_gpu": Function(count, timeout=30, gpu="A10G"),

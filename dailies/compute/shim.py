@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from dailies.canonical import canonical_json, write_atomically
 from dailies.compute.child import run_in_child
 from dailies.errors import DailiesError, TimedOut
 
-REQUEST, RESULT, CANCEL, LOG, PID = "request.json", "result.json", "cancel", "log", "pid"
+REQUEST, RESULT, CANCEL, LOG, PID, TEMP = "request.json", "result.json", "cancel", "log", "pid", "tmp"
 LOOK_S = 0.1
 
 
@@ -27,7 +30,20 @@ def main(folder: Path, lock: int) -> None:
     os.set_inheritable(lock, False)  # whoever else held it would make a dead call look alive
     (folder / PID).write_text(str(os.getpid()))
     request = json.loads((folder / REQUEST).read_bytes())
-    write_result(folder, answer(folder, request))
+    with temporary(folder / TEMP):
+        write_result(folder, answer(folder, request))
+
+
+@contextmanager
+def temporary(folder: Path) -> Iterator[None]:
+    """Where the function puts what it needs for a while: killed half way, it cannot clear up after itself."""
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier shim left that was killed as well
+    folder.mkdir()
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

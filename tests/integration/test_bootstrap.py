@@ -168,8 +168,9 @@ def test_the_gpu_twin_is_scheduled_where_there_is_a_token_and_says_why_where_the
     for name, value in TOKEN.items():
         monkeypatch.setenv(name, value)
     assert flow_deployments.notes() == []
-    [line] = flow_deployments.drift(server)
-    assert line.startswith(f"deployment {twin}: schedules")
+    told = flow_deployments.drift(server)
+    assert any(line.startswith(f"deployment {twin}: schedules") for line in told)
+    assert all("/gpu-nightly: schedules" in line for line in told)
     flow_deployments.apply(server)
     assert [schedule.active for schedule in deployment(server, twin).schedules] == [True]
 

@@ -294,3 +294,16 @@ def test_a_folder_that_cannot_be_used_is_named_before_anything_is_submitted(tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(NotConfigured, match=r"the folder of the calls, .*/file/calls, cannot be used"):
         LocalCompute(tmp_path / "file" / "calls").check()
+
+
+def test_a_function_that_is_killed_leaves_no_temporary_files(compute, store, tmp_path):
+    """Neither where its call is, nor in the folder that all processes of the machine share."""
+    note = tmp_path / "note"
+    payload = {"tenant": "acme", "media_key": KEY, "marks": str(tmp_path / "marks"), "note": str(note)}
+    call = compute.submit("litter", payload, UNIT)
+    with pytest.raises(Transient):
+        compute.result(call, PATIENCE_S)
+    place = tmp_path / "calls" / call
+    assert Path(note.read_text()).is_relative_to(place)
+    eventually(lambda: not is_alive(place))
+    assert not (place / "tmp").exists()
