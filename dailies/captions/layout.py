@@ -8,15 +8,21 @@ no region, which is a result. A region that moves is two regions, each with the 
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dailies.captions.ocr import Box, Engine, Line
+from dailies.captions.ahead import ahead
+from dailies.captions.glyphs import Template, appeared, changed
+from dailies.captions.ocr import FRAME_SIDE, Box, Engine, Gray, Line, resized
 from dailies.captions.sampling import Film
 
 LEAST_CONFIDENCE = 0.8
-FEWEST_FRAMES = 24
-SHORTEST_INTERVAL_US, LONGEST_INTERVAL_US = 400_000, 5_000_000
+GLANCE_US, PATROL_US = 250_000, 5_000_000
+# A second of film is worth one look, and a busy moment a few at once.
+LOOKS_A_SECOND, MOST_LOOKS = 1.0, 4.0
+SMALL_LETTER = 12
+KNOWN_LINES = 32
 STATIC_SHARE = 0.9
 STATIC_LEAST_FRAMES = 12
 
@@ -52,13 +58,65 @@ class Layout:
 
 
 def survey(film: Film, engine: Engine) -> list[Seen]:
-    """Text on sparse frames: key frames where there are enough of them, as they cost no decode of the rest."""
-    length = film.promised_us or film.end_us or 60_000_000
-    interval = min(max(length // FEWEST_FRAMES, SHORTEST_INTERVAL_US), LONGEST_INTERVAL_US)
-    keys = [Seen(us, tuple(engine.read(picture))) for us, picture in film.whole(interval, keys_only=True)]
-    if len(keys) >= FEWEST_FRAMES * 3 // 4:
-        return keys
-    return [Seen(us, tuple(engine.read(picture))) for us, picture in film.whole(interval)]
+    """Text that stands still, on the frames where something like text has just come: all of the film is looked at."""
+    seen: list[Seen] = []
+    known: deque[tuple[Line, Gray]] = deque(maxlen=KNOWN_LINES)
+    looked_at = earlier = None
+    allowance, looked_us, again = float(MOST_LOOKS), 0, False
+    for us, picture in ahead(film.whole(GLANCE_US), 2):
+        small, scale = _small(picture)
+        allowance = min(MOST_LOOKS, allowance + LOOKS_A_SECOND * GLANCE_US / 1_000_000)
+        if looked_at is None or again or _worth_a_look(looked_at, earlier, small, us - looked_us, allowance):
+            rows = engine.find(picture)
+            still = [row for row in rows if earlier is None or _stands(row, small, earlier, scale)]
+            seen.append(Seen(us, tuple(_read(engine, picture, still, known))))
+            # A line that came this very moment stands still the next; what rolls past does not, and is let go.
+            again = len(still) < len(rows) and not again
+            looked_at, looked_us, allowance = small, us, allowance - 1
+        earlier = small
+    return seen
+
+
+def _small(picture: Gray) -> tuple[Gray, float]:
+    scale = min(1.0, FRAME_SIDE / max(picture.shape))
+    return resized(picture, (round(picture.shape[1] * scale), round(picture.shape[0] * scale))), scale
+
+
+def _worth_a_look(looked_at: Gray, earlier: Gray | None, now: Gray, since_us: int, allowance: float) -> bool:
+    """On real footage something always looks a little like letters: the allowance bounds what that costs."""
+    if allowance < 1 or earlier is None:
+        return False
+    if since_us >= PATROL_US and changed(looked_at, now, []):
+        return True
+    return appeared(looked_at, earlier, now, SMALL_LETTER, [])
+
+
+def _stands(row: Box, now: Gray, earlier: Gray, scale: float) -> bool:
+    """What rolls past is no caption, and what moves with the scene is none either."""
+    box = Box(*(round(side * scale) for side in (row.left, row.top, row.right, row.bottom)))
+    if box.width < 3 or box.height < 3:
+        return False
+    template = Template(now, box)
+    return not template.tells or template.match(earlier).there
+
+
+def _read(engine: Engine, picture: Gray, rows: Sequence[Box], known: deque[tuple[Line, Gray]]) -> list[Line]:
+    """Each line once: what stands unchanged where it stood is not read again."""
+    lines = []
+    for row in rows:
+        line = next((line for line, look in known if _same_look(line.box, look, row, picture)), None)
+        if line is None:
+            line = engine.read_lines(picture, [row])[0]
+            known.append((line, row.cut(picture).copy()))
+        if line.text:
+            lines.append(line)
+    return lines
+
+
+def _same_look(box: Box, look: Gray, row: Box, picture: Gray) -> bool:
+    return (
+        _same_place(box, row) and abs(box.right - row.right) <= box.height and not changed(look, box.cut(picture), [])
+    )
 
 
 def find_layout(seen: Sequence[Seen], width: int, height: int) -> Layout:
@@ -70,7 +128,7 @@ def find_layout(seen: Sequence[Seen], width: int, height: int) -> Layout:
     ]
     moving = [(us, line) for us, line in sure if not _stands_still(line, sure, len(seen))]
     bands = _bands(moving)
-    regions = [_region(band, len(seen), width, height) for band in bands if _is_captions(band, len(seen), width)]
+    regions = [_region(band, width, height) for band in bands if _is_captions(band, width)]
     return Layout(width, height, len(seen), len(sure), _apart(regions))
 
 
@@ -98,14 +156,18 @@ def _bands(sure: Sequence[tuple[int, Line]]) -> list[list[tuple[int, Line]]]:
     return bands
 
 
-def _is_captions(band: Sequence[tuple[int, Line]], frames: int, width: int) -> bool:
-    """Seen twice, or once where it is centred as captions are: the only caption of a short clip."""
-    if len({us for us, _ in band}) >= 2:
+def _is_captions(band: Sequence[tuple[int, Line]], width: int) -> bool:
+    """Two different lines in one band, or one that is centred as captions are: the only caption of a film."""
+    distinct: list[Line] = []
+    for _, line in band:
+        if not any(_same_place(line.box, other.box) and line.text[:4] == other.text[:4] for other in distinct):
+            distinct.append(line)
+    if len(distinct) >= 2 and len({us for us, _ in band}) >= 2:
         return True
-    return any(abs(line.box.middle[0] - width / 2) < 0.05 * width and line.confidence >= 0.9 for _, line in band)
+    return any(abs(line.box.middle[0] - width / 2) < 0.05 * width and line.confidence >= 0.9 for line in distinct)
 
 
-def _region(band: Sequence[tuple[int, Line]], frames: int, width: int, height: int) -> Region:
+def _region(band: Sequence[tuple[int, Line]], width: int, height: int) -> Region:
     boxes = [line.box for _, line in band]
     tall = statistics.median(box.height for box in boxes)
     middles = [box.middle[1] for box in boxes]

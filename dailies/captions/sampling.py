@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from dailies.captions.ahead import ahead
 from dailies.captions.ocr import Box, Gray, resized
 from dailies.media.looks import luma, upright
 from dailies.media.pictures import Pictures
@@ -19,6 +20,7 @@ from dailies.media.pictures import Pictures
 TALLEST = 1080
 # At a thousand frames a second a step would hold a hundred strips: it ends early instead.
 STEP_BYTES = 16 << 20
+STEPS_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Film(Pictures):
 
     def steps(self, boxes: Sequence[Box], rate: Fraction = Fraction(10)) -> Iterator[Step]:
         """Every frame exactly once. A sample is the frame on show at a multiple of 1/rate, or the last."""
+        return ahead(self._steps(boxes, rate), STEPS_AHEAD)
+
+    def _steps(self, boxes: Sequence[Box], rate: Fraction) -> Iterator[Step]:
         pending: list[Native] = []
         tick = Fraction(1_000_000) / rate
         due = Fraction(0)

@@ -64,8 +64,7 @@ def test_two_lines_are_one_caption_with_its_line_break(tmp_path: Path) -> None:
     assert_read(read(film, tmp_path), film)
 
 
-@pytest.mark.xfail(strict=True, reason="the recogniser swallows the space, and the case with it: 'comein'")
-def test_the_space_in_a_short_caption_on_a_busy_background_is_kept(tmp_path: Path) -> None:
+def test_the_space_and_the_capital_of_a_short_caption_on_a_busy_background_are_kept(tmp_path: Path) -> None:
     film = clip(
         tmp_path / "film.mp4",
         [Cue(10, 55, "The train leaves at noon,\nand we are late"), Cue(70, 110, "Come in")],

@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 from dailies.captions.boundaries import first_gone, first_shown, handover
 from dailies.captions.compose import compose
 from dailies.captions.extents import Extent
-from dailies.captions.glyphs import Template, changed
+from dailies.captions.glyphs import Template, appeared, changed
 from dailies.captions.layout import Seen, find_layout
-from dailies.captions.ocr import Box, Gray, Line, rows
+from dailies.captions.ocr import Box, Gray, Line, rows, spelt
 from dailies.captions.sampling import Native
-from dailies.captions.spacing import spaced
+from dailies.captions.spacing import cased, spaced
 from dailies.captions.subtitles import Caption, json_file, srt, vtt
 
 pytestmark = pytest.mark.unit
@@ -37,18 +37,47 @@ def native(number: int, text: str, ground: int = 40) -> Native:
 
 def test_a_template_sees_one_letter_exchanged_and_not_the_noise_of_a_codec() -> None:
     template = Template(strip("There are 3 of them"), BOX)
-    assert template.shows(strip("There are 3 of them", noise=5))
-    assert not template.shows(strip("There are 8 of them"))
-    assert not template.holds(strip("There are 8 of them"))
-    assert not template.shows(strip(""))
+    noisy = strip("There are 3 of them", noise=5)
+    assert template.match(noisy).sure
+    assert not template.exchanged(noisy)
+    other = strip("There are 8 of them")
+    assert template.match(other).there
+    assert template.exchanged(other)
+    assert template.exchanged(other, strip("There are 8 of them", noise=5))
+    assert not template.match(strip("")).possible
 
 
-def test_a_line_holds_on_another_background_and_not_without_its_letters() -> None:
+def test_what_moves_behind_a_line_is_no_letter_exchanged() -> None:
+    template = Template(strip("There are 3 of them"), BOX)
+    behind, moved = strip("There are 3 of them"), strip("There are 3 of them")
+    behind[20:44, 190:196], moved[20:44, 198:204] = 240, 240
+    assert template.exchanged(behind)
+    assert not template.exchanged(moved, behind)
+
+
+def test_a_line_is_there_on_another_background_and_not_without_its_letters() -> None:
     template = Template(strip("Come in"), BOX)
-    assert not template.shows(strip("Come in", ground=110))
-    assert template.holds(strip("Come in", ground=110))
-    assert not template.holds(strip("", ground=110))
-    assert not template.holds(strip("", ground=240))
+    assert template.match(strip("Come in", ground=110)).there
+    assert not template.match(strip("", ground=110)).there
+    assert not template.match(strip("", ground=240)).there
+
+
+def test_a_letter_added_at_the_end_is_seen() -> None:
+    template = Template(strip("Come in"), BOX)
+    longer = strip("Come in")
+    longer[20:46, 270:276] = 240
+    assert template.match(longer).sure
+    assert not template.exchanged(longer)
+    assert template.grown(longer, longer)
+    assert not template.grown(longer, strip("Come in"))
+
+
+def test_a_template_forgets_what_changed_while_its_line_stood_still() -> None:
+    template = Template(strip("Come in", ground=110), BOX)
+    assert not template.match(strip("Come in", ground=30)).sure
+    template.settle(strip("Come in", ground=30))
+    assert template.match(strip("Come in", ground=70)).sure
+    assert not template.match(strip("", ground=110)).possible
 
 
 def test_three_letters_are_a_change_that_an_average_would_not_see() -> None:
@@ -57,12 +86,33 @@ def test_three_letters_are_a_change_that_an_average_would_not_see() -> None:
     assert not changed(strip("", noise=1), strip("", noise=2), [])
 
 
+def test_what_has_come_and_stands_still_looks_like_letters_and_what_rolls_past_does_not() -> None:
+    empty, word = strip(""), strip("No.")
+    assert appeared(empty, word, word, 32, [])
+    assert not appeared(word, word, word, 32, [])
+    assert not appeared(empty, np.roll(word, 20, axis=0), word, 32, [])
+    assert not appeared(empty, strip("", ground=90), strip("", ground=90), 32, [])
+    assert not appeared(empty, word, word, 32, [BOX])
+
+
 def test_a_line_starts_and_ends_on_its_own_frames() -> None:
     template = Template(strip("Come in"), BOX)
     rising = [native(0, ""), native(1, ""), native(2, "Come in"), native(3, "Come in")]
     falling = [native(4, "Come in"), native(5, ""), native(6, "")]
     assert first_shown(template, rising, 0) == 80_000
-    assert first_gone(template, falling, 0, 120_000) == (160_000, 200_000)
+    assert first_gone(template, falling, 0) == 200_000
+
+
+def test_a_line_that_fades_is_on_show_from_its_first_faint_frame_to_its_last() -> None:
+    def faded(number: int, share: float) -> Native:
+        empty, full = strip("").astype(float), strip("Come in").astype(float)
+        return Native(number * 40_000, ((empty + share * (full - empty)).astype(np.uint8),))
+
+    template = Template(strip("Come in"), BOX)
+    rising = [faded(number, share) for number, share in enumerate((0, 0, 0.2, 0.4, 0.6, 0.8, 1))]
+    falling = [faded(number, share) for number, share in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0, 0))]
+    assert first_shown(template, rising, 0) == 80_000
+    assert first_gone(template, falling, 0) == 200_000
 
 
 def test_one_line_takes_the_place_of_another_on_one_frame() -> None:
@@ -117,6 +167,23 @@ def test_a_swallowed_space_comes_back_only_where_the_gap_is_wide() -> None:
     assert spaced("OK3", strip("OK3") > 200) == "OK3"
     assert spaced("OK 3", strip("OK 3") > 200) == "OK 3"
     assert spaced("OK33", strip("OK 3") > 200) == "OK33"
+
+
+def test_a_first_letter_that_stands_out_above_the_others_is_a_capital() -> None:
+    assert cased("come in", strip("Come in") > 200) == "Come in"
+    assert cased("come in", strip("come in") > 200) == "come in"
+    assert cased("Come in", strip("Come in") > 200) == "Come in"
+    assert cased("no one", strip("No one") > 200) == "no one"
+
+
+def test_a_small_share_for_a_space_between_letters_is_a_space() -> None:
+    letters = ["", "a", "b", " "]
+    table = np.array([[0.0, 1.0, 0.0, 0.0], [0.9, 0.0, 0.0, 0.1], [0.0, 0.0, 1.0, 0.0]], np.float32)
+    assert spelt(table, letters) == ("a b", 1.0)
+    table[1] = [0.99, 0.0, 0.0, 0.01]
+    assert spelt(table, letters) == ("ab", 1.0)
+    assert spelt(table[[1, 0, 0, 1]], letters) == ("a", 1.0)
+    assert spelt(table[:0], letters) == ("", 0.0)
 
 
 def test_subtitles_are_spelt_as_players_expect() -> None:
