@@ -50,10 +50,10 @@ class Film(Pictures):
         scale = min(Fraction(1), Fraction(TALLEST, min(self.size)))
         self.size = (max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale)))
 
-    def whole(self, interval_us: int, *, keys_only: bool = False) -> Iterator[tuple[int, Gray]]:
-        """Whole pictures at least so far apart; of the key frames alone that costs a fraction of a decode."""
+    def whole(self, interval_us: int) -> Iterator[tuple[int, Gray]]:
+        """Whole pictures about so far apart. Frames that no other is made from are not decoded: it costs far less."""
         due = 0
-        for us, view in self._views("NONKEY" if keys_only else "DEFAULT"):
+        for us, view in self._views("NONREF"):
             if us >= due:
                 due = us - us % interval_us + interval_us
                 yield us, self._strip(view, Box(0, 0, *self.size))
