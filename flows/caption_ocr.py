@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dailies.media.keys import MediaKey
 from tasks._job import Working, job_flow
-from tasks.caption_ocr import asked_for, captions_of, read_again, record_readings, show_readings
+from tasks.caption_ocr import asked_for, captions_of, crops_of, read_again, record_readings, show_readings
 
 
 def caption_of(tenant: str, media_key: str, caption: int | None = None, **_: Any) -> str:
@@ -30,7 +30,8 @@ def caption_ocr(
     """
     inferred = captions_of(job, media_key)
     asked = asked_for(job, media_key, inferred, caption)
-    readings = [read for batch in asked for read in read_again(job, media_key, inferred, batch).facts["readings"]]
+    read = [read_again(job, media_key, crops_of(job, inferred, batch), batch) for batch in asked]
+    readings = [reading for output in read for reading in output.facts["readings"]]
     recorded = record_readings(job, media_key, inferred, readings)
     show_readings(job, media_key, [one for batch in asked for one in batch], recorded)
     return recorded.facts

@@ -18,7 +18,12 @@ from services.progress import ticking
 if TYPE_CHECKING:
     from prefect import Flow
 
-SCENARIOS = {"lock-contention": "flows.scenarios.lock_contention:lock_contention"}
+SCENARIOS = {
+    "caption-ocr-e2e": "flows.scenarios.caption_ocr_e2e:caption_ocr_e2e",
+    "crop-infer-e2e": "flows.scenarios.crop_infer_e2e:crop_infer_e2e",
+    "lock-contention": "flows.scenarios.lock_contention:lock_contention",
+    "video-processing-e2e": "flows.scenarios.video_processing_e2e:video_processing_e2e",
+}
 
 
 def run(

@@ -8,6 +8,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from dailies.canonical import digest
+from dailies.captions.calls import showing
 from dailies.captions.databases import CaptionRow, packed, read_captions, unpacked, with_reading
 from dailies.captions.reading import Reading
 from dailies.captions.subtitles import Caption, exports
@@ -55,15 +56,25 @@ def described(row: CaptionRow) -> dict[str, Any]:
     }
 
 
-@work(version=1, timeout=CALL_S)
-def read_again(job: Working, media_key: str, inferred: Output, captions: list[dict[str, Any]]) -> Output:
-    """The text of these captions from their own frames. One that cannot be read is a note, and costs no other."""
-    payload = {
-        "captions": captions,
-        "frame_rate": inferred.facts["frame_rate"],
-        "media_key": media_key,
-        "regions": inferred.facts["regions"],
+def crops_of(job: Working, captions: Output, asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """The frames to read these captions from, as a call takes them, and which bytes those are now.
+
+    No more of what is published than that: a reading that another job records meanwhile makes no other work of this
+    one. And no less: frames that were damaged, and are whole again, are read anew.
+    """
+    regions = captions.facts["regions"]
+    needed = {
+        chunk["key"] for one in asked for chunk in showing(regions[one["region"]]["chunks"], one["first"], one["after"])
     }
+    found = {key: job.site.store.stat(key) for key in sorted(needed)}
+    versions = {key: stored.version if stored else "" for key, stored in found.items()}
+    return {"frame_rate": captions.facts["frame_rate"], "regions": regions, "versions": versions}
+
+
+@work(version=2, timeout=CALL_S)
+def read_again(job: Working, media_key: str, crops: dict[str, Any], captions: list[dict[str, Any]]) -> Output:
+    """The text of these captions from their own frames. One that cannot be read is a note, and costs no other."""
+    payload = {"captions": captions, "media_key": media_key, **crops}
     return on_compute(job, read_again, "caption_ocr", payload)
 
 

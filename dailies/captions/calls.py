@@ -126,12 +126,16 @@ def read(task: Task, caption: Mapping[str, Any], reader: Engine) -> dict[str, An
         return {"error": error.code, "message": str(error)}
 
 
+def showing(chunks: Sequence[Mapping[str, Any]], first: int, after: int) -> list[Mapping[str, Any]]:
+    """The chunks that show these samples: one that is in none of them shows the last picture before it."""
+    begun = [chunk for chunk in chunks if chunk["first"] <= first][-1:]
+    return begun + [chunk for chunk in chunks if first < chunk["first"] < after]
+
+
 def samples(task: Task, chunks: Sequence[Mapping[str, Any]], first: int, after: int) -> Iterator[Gray]:
     """What is on show at those samples, one after the other; only the chunks that show it are fetched."""
-    begun = [chunk for chunk in chunks if chunk["first"] <= first][-1:]
-    later = [chunk for chunk in chunks if first < chunk["first"] < after]
     with tempfile.TemporaryDirectory() as folder:
-        for chunk in begun + later:
+        for chunk in showing(chunks, first, after):
             Path(folder, Path(chunk["key"]).name).write_bytes(task.store.get(chunk["key"]))
         rate = Fraction(str(task.payload["frame_rate"]))
         yield from (picture for _, picture in read_chunks(Path(folder).iterdir(), first, after, rate))
