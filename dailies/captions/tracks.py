@@ -70,8 +70,9 @@ class Track:
     def widened(self, line: Line, strip: Gray, place: int) -> Track:
         wider = Track(line, self.lead, place)
         wider.template = Template(strip, line.box)
-        wider.readings, wider.bands = [line], self.bands
-        wider.stride, wider.count = self.stride, self.count
+        wider.readings = [line]
+        if wider.band == self.band:  # pictures of another row would be laid over those of this one
+            wider.bands, wider.stride, wider.count = self.bands, self.stride, self.count
         return wider
 
     def final(self, engine: Engine) -> Line:
