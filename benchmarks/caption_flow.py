@@ -84,6 +84,6 @@ def as_flows(film: Path, video: str) -> None:
 
 if __name__ == "__main__":
     parser = options("Caption flows against plain functions")
-    parser.add_argument("--seconds", type=int, default=600, help="length of the film (default 600)")
+    parser.add_argument("--seconds", type=int, default=780, help="length of the film (default 780)")
     parser.add_argument("--rounds", type=int, default=1, help="how often (default 1)")
     report(parser, measure)
