@@ -43,8 +43,8 @@ def extract(path: Path, out: Path, progress: Progress | None = None, *, reader: 
         reader = reader or engine()
         film = Film(path)
     with _timed(seconds, "layout"):
-        tell("layout", 0.0)
-        layout = find_layout(survey(film, reader), *film.size)
+        seen = survey(film, reader, lambda share: tell("layout", share))
+        layout = find_layout(seen, *film.size)
         tell("layout", 1.0)
     with _timed(seconds, "captions"):
         found = infer(film, layout.regions, reader, lambda share: tell("captions", share))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dailies.captions.ahead import ahead
@@ -57,9 +57,10 @@ class Layout:
     regions: tuple[Region, ...]
 
 
-def survey(film: Film, engine: Engine) -> list[Seen]:
+def survey(film: Film, engine: Engine, tell: Callable[[float], None] = lambda share: None) -> list[Seen]:
     """Text that stands still, on the frames where something like text has just come: all of the film is looked at."""
     seen: list[Seen] = []
+    length = max(1, film.promised_us or film.end_us)
     known: deque[tuple[Line, Gray]] = deque(maxlen=KNOWN_LINES)
     looked_at = earlier = None
     allowance, looked_us, again = float(MOST_LOOKS), 0, False
@@ -74,6 +75,7 @@ def survey(film: Film, engine: Engine) -> list[Seen]:
             again = len(still) < len(rows) and not again
             looked_at, looked_us, allowance = small, us, allowance - 1
         earlier = small
+        tell(min(0.99, us / length))
     return seen
 
 

@@ -43,8 +43,8 @@ RATE = Fraction(10)
 MEBI = 1 << 20
 # What a decoder, two encoders and their threads take for a film of common size, with room to spare.
 ROOM = 384 * MEBI
-# Its header lies about its length by an hour, and the survey for a layout believes headers.
-UNREAD = {"stray"}
+# Its header promises an hour: what there is of it is read, and what is missing is told.
+LYING = {"stray"}
 
 READ_AND_WRITE: tuple[Callable[[Path, Path], object], ...] = (
     lambda path, out: extract(path, out / "captions"),
@@ -93,14 +93,14 @@ def refused(work: Callable[[Path, Path], object], path: Path, out: Path, kind: t
     return message
 
 
-@pytest.mark.parametrize("name", sorted(set(ODD) - UNREAD))
+@pytest.mark.parametrize("name", sorted(ODD))
 def test_captions_of_an_odd_film_are_read_as_a_player_shows_them(name: str, tmp_path: Path) -> None:
     film = ODD[name](tmp_path)
     report = extract(film.path, tmp_path / "out")
     assert_read(report, film)
     assert (report.layout.width, report.layout.height) == film.size
     assert report.coverage.decoded_us == pytest.approx(film.end_us, abs=film.frame_us)
-    assert (report.coverage.short_us, report.coverage.broken_packets) == (0, film.joints)
+    assert (report.coverage.short_us > 0, report.coverage.broken_packets) == (name in LYING, film.joints)
 
 
 @pytest.mark.parametrize("name", sorted(ODD))

@@ -9,6 +9,7 @@ import pytest
 
 from dailies.captions.approval import unknown
 from dailies.captions.chunks import read_chunks
+from dailies.captions.extract import extract
 from dailies.captions.infer import infer
 from dailies.captions.ocr import Box, engine
 from dailies.captions.sample import SIZE, make_film, truth
@@ -53,3 +54,13 @@ def test_a_film_that_ends_early_says_so(film: Path, tmp_path: Path) -> None:
     assert 0 < found.coverage.decoded_us < 2_500_000
     assert found.coverage.shortfall == f"ended early at {found.coverage.decoded_us / 1e6:.2f} s of 3.00 s"
     assert infer(Film(whole), [], engine()).coverage.shortfall == ""
+
+
+def test_the_whole_command_tells_how_far_each_stage_is(film: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    extract(film, tmp_path / "out", lambda stage, share: told.append((stage, share)))
+    assert list(dict.fromkeys(stage for stage, _ in told)) == ["layout", "captions"]
+    for stage in ("layout", "captions"):
+        shares = [share for name, share in told if name == stage]
+        assert shares == sorted(shares)
+        assert (len(shares) > 10, shares[-1]) == (True, 1.0)
