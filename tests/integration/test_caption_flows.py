@@ -287,6 +287,15 @@ def test_a_video_that_cannot_be_read_says_error_and_why(site):
     assert states(site) == ["processing", "error"]
 
 
+@pytest.mark.parametrize("flow", [process_video, crop_and_infer, caption_ocr], ids=lambda flow: flow.name)
+def test_an_upload_of_another_tenant_is_refused_and_stays_as_it_was(captioned, flow):
+    before = manifest(captioned), video_of(captioned)
+    state = flow(tenant="apex", media_key=KEY, return_state=True)
+    assert (state.name, "does not belong to tenant 'apex'" in state.message) == ("BadInput", True)
+    assert (newest(captioned).tenant, newest(captioned).error_code) == ("apex", "bad_input")
+    assert (manifest(captioned), video_of(captioned)) == before
+
+
 @pytest.mark.expects_errors
 def test_sound_alone_is_no_video_to_read_captions_from(site, tmp_path):
     from tests.media_files import audio

@@ -16,7 +16,11 @@ import modal
 import pytest
 
 from blocks.compute import ModalCompute
-from dailies.canonical import canonical_json, digest
+from dailies.canonical import canonical_json, digest, file_digest
+from dailies.captions.approval import plain
+from dailies.captions.databases import read_captions, read_raw_ocr
+from dailies.captions.layout import find_layout
+from dailies.captions.sample import make_film, truth
 from dailies.media.probe import probe
 from dailies.media.sample import make_clip
 from dailies.remote import FUNCTIONS, said
@@ -149,3 +153,33 @@ def test_on_the_machine_the_module_loads_without_the_rest_of_the_repository(tmp_
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_wrapped_caption_functions_go_from_an_upload_to_captions_read_again(store):
+    """One after the other, as the flows submit them, on the very objects that Modal would call."""
+    make_film(store.root / KEY, seconds=4)
+    sha256 = file_digest(store.root / KEY)
+    asked = {"tenant": "acme", "media_key": KEY, "sha256": sha256}
+    seen = said(modal_app.extract_frames_and_ocr.local({**asked, "frame_rate": 0.1}, "a" * 64))
+    assert seen["facts"]["frame_count"] == 24
+    raw = read_raw_ocr(store.get(next(each["key"] for each in seen["artifacts"] if each["key"].endswith(".db.gz"))))
+    regions = [plain(region) for region in find_layout(raw.seen, raw.width, raw.height).regions]
+    made = said(modal_app.crop_and_infer.local({**asked, "regions": regions, "frame_rate": 10.0}, "b" * 64))
+    database = next(each["key"] for each in made["artifacts"] if each["key"].endswith("captions.db.gz"))
+    rows = read_captions(store.get(database))
+    assert [(row.start_us, row.end_us, row.text) for row in rows] == truth(4)
+    assert made["facts"]["device"] == made["facts"]["ocr_device"] == "cpu"
+    again = {
+        "captions": [
+            {
+                "id": row.id, "region": row.region, "box": vars(row.box),
+                "first": row.start_frame_index, "after": row.end_frame_index,
+            }
+            for row in rows
+        ],
+        "frame_rate": 10.0,
+        "regions": made["facts"]["regions"],
+    }  # fmt: skip
+    readings = said(modal_app.caption_ocr.local({**asked, **again}, "c" * 64))["facts"]["readings"]
+    assert [reading["text"] for reading in readings] == [text for *_, text in truth(4)]
