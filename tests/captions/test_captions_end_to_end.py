@@ -134,3 +134,31 @@ def test_two_runs_write_the_same_bytes_and_the_report_adds_up(tmp_path: Path) ->
     assert set(written["seconds"]) == {"load", "layout", "captions", "write"}
     assert {"layout", "captions"} == set(stages)
     assert report.device == "cpu"
+
+
+def test_captions_that_move_to_another_place_in_the_middle_are_two_regions_with_their_times(tmp_path: Path) -> None:
+    below = [Cue(10, 50, "The harbour is closed"), Cue(60, 100, "Nobody told the captain")]
+    above = [Cue(160, 200, "We sail at nine", at=0.2), Cue(210, 250, "With or without him", at=0.2)]
+    film = clip(tmp_path / "film.mp4", [*below, *above], frames=270, background=moving)
+    report = read(film, tmp_path)
+    assert_read(report, film)
+    upper, lower = report.layout.regions
+    assert upper.crop.bottom <= lower.crop.top
+    assert lower.last_us < 4_000_000 + 200_000 < upper.first_us
+    assert [caption.region for caption in report.captions] == [1, 1, 0, 0]
+
+
+def test_two_places_at_the_same_time_are_two_captions_at_the_same_time(tmp_path: Path) -> None:
+    film = clip(
+        tmp_path / "film.mp4",
+        [
+            Cue(10, 70, "London, 1911", at=0.2),
+            Cue(30, 60, "Is anybody there?"),
+            Cue(80, 140, "Three weeks later", at=0.2),
+            Cue(90, 130, "He never came back"),
+        ],
+        background=moving,
+    )
+    report = read(film, tmp_path)
+    assert_read(report, film)
+    assert [caption.region for caption in report.captions] == [0, 1, 0, 1]
