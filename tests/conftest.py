@@ -34,6 +34,15 @@ def _errors_are_expected(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"logged at ERROR; mark the test expects_errors if it must:\n{said}", pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def fast_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One for all layers: Prefect's client sends its events to the first server that a process has seen."""
+    from tests.prefect_api import serving  # unit tests need no Prefect, which takes seconds to import
+
+    with serving(tmp_path_factory.mktemp("prefect")) as url:
+        yield url
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(

@@ -1,4 +1,4 @@
-"""A Prefect API for all tests here, as fast as it gets, and for each test a home of its own."""
+"""For each test a home of its own, and what it needs to run flows there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import Flow, settings
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.settings import get_current_settings, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.callables import parameter_schema
 
 from blocks.site import OpenSite, open_site
@@ -28,34 +25,7 @@ from tests.media_files import Track, video
 
 CLIP = "acme/client/videos/v1/clip.mp4"
 PATIENCE_S = 20.0
-FAST = {
-    settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,
-    settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-    settings.PREFECT_LOGGING_TO_API_ENABLED: False,
-    settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
-    settings.PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
-    settings.PREFECT_API_BLOCKS_REGISTER_ON_START: False,
-    settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_FOREMAN_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED: False,
-    settings.PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED: False,
-}
 OUTSIDE = os.environ.get("DAILIES_HOME")
-
-
-@pytest.fixture(scope="session")
-def fast_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Prefect API without its background services: no task runs and no events can be read from it."""
-    with ExitStack() as stack:
-        stack.enter_context(temporary_settings({settings.PREFECT_HOME: tmp_path_factory.mktemp("prefect"), **FAST}))
-        stack.enter_context(prefect_test_harness(server_startup_timeout=120))
-        url = get_current_settings().api.url
-        assert url
-        yield url
 
 
 @pytest.fixture

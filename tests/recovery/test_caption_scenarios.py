@@ -20,7 +20,7 @@ from tasks.crop_infer import chosen
 from tests.integration import conftest as integration
 
 pytestmark = [pytest.mark.recovery]
-fast_api, home = integration.fast_api, integration.home
+home = integration.home
 BROKEN = "tests.recovery.broken_captions"
 real = pytest.mark.usefixtures("fast_api")
 

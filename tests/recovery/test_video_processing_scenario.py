@@ -16,7 +16,7 @@ from tasks.video_processing import slug
 from tests.integration import conftest as integration
 
 pytestmark = [pytest.mark.recovery]
-fast_api, home = integration.fast_api, integration.home
+home = integration.home
 BROKEN = "tests.recovery.broken_video_processing"
 
 
