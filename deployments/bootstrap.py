@@ -21,6 +21,10 @@ from deployments import automations, block_types, flow_deployments, pools
 PARTS = (block_types, pools, flow_deployments, automations)
 
 
+# A server that has only just started does work of its own beside ours, and may undo what was set a moment before.
+ROUNDS = 3
+
+
 def drift(client: SyncPrefectClient) -> list[str]:
     """Every difference between server and files, in words."""
     return [line for part in PARTS for line in part.drift(client)]
@@ -29,8 +33,11 @@ def drift(client: SyncPrefectClient) -> list[str]:
 def apply(client: SyncPrefectClient) -> list[str]:
     """Create and update; returns what was different before."""
     changes = drift(client)
-    for part in PARTS:
-        part.apply(client)
+    for _ in range(ROUNDS):
+        for part in PARTS:
+            part.apply(client)
+        if not drift(client):
+            break
     return changes
 
 

@@ -109,5 +109,11 @@ def bootstrap() -> list[str]:
         [sys.executable, "-m", "deployments.bootstrap"], env=environment(), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise NotConfigured(f"the deployments could not be applied: {done.stderr.strip()[-2000:]}")
+        why = done.stderr.strip() or told(done.stdout) or f"the process ended with {done.returncode}"
+        raise NotConfigured(f"the deployments could not be applied: {why[-2000:]}")
     return done.stdout.strip().splitlines()
+
+
+def told(said: str) -> str:
+    """What still differs after all was applied."""
+    return "; ".join(line for line in said.splitlines() if line.startswith("drift: "))
