@@ -52,7 +52,7 @@ class Pictures:
         with closing(open_media(path, pixels=PIXELS)) as container:
             source = self._source(container)
             self.start_us: int = container.start_time or 0
-            self.promised_us = _promised_us(container, source, self.start_us)
+            self.promised_us = promise_of(container, source, self.start_us)
             for _, frame in self._shown(container, source, "DEFAULT"):
                 self.size = _upright_size(frame, source.sample_aspect_ratio, self.rotation)
                 break
@@ -270,7 +270,7 @@ def _upright_size(frame: Any, aspect: Fraction | None, rotation: int) -> tuple[i
     return (height, width) if rotation % 180 else (width, height)
 
 
-def _promised_us(container: Any, source: Any, start_us: int) -> int | None:
+def promise_of(container: Any, source: Any, start_us: int) -> int | None:
     """Where the video ends by its own header, on the timeline; none where FFmpeg only guesses from the bit rate."""
     if container.format.name in GUESSED:
         return None

@@ -122,7 +122,7 @@ class _Walk:
         self.format = container.format.name
         self.start_us = container.start_time or 0
         self.streams: tuple[Stream, ...] = ()
-        trusted = not _guessed(path, self.format)
+        trusted = not is_guessed(path, self.format)
         self.promised_us = _promised_us(path, container) if trusted else None
         start = Fraction(self.start_us, 1_000_000)
         self.tallies = [
@@ -250,7 +250,7 @@ def _size(path: Path, limits: Limits) -> int:
     return size
 
 
-def _guessed(path: Path, format_name: str) -> bool:
+def is_guessed(path: Path, format_name: str) -> bool:
     return format_name in GUESSED or (format_name == "mp3" and not _has_length_frame(path))
 
 
@@ -273,10 +273,10 @@ def _promised_us(path: Path, container: InputContainer) -> int | None:
     if container.format.name.startswith("matroska"):
         # Its duration is counted from zero, also where the first frame comes later.
         return duration - max(0, container.start_time or 0)
-    return _riff_promise(path, duration) if container.format.name == "wav" else duration
+    return riff_promise(path, duration) if container.format.name == "wav" else duration
 
 
-def _riff_promise(path: Path, duration: int) -> int:
+def riff_promise(path: Path, duration: int) -> int:
     """FFmpeg lowers the promise of a WAV to what is there; its RIFF header still says how long the file was."""
     with path.open("rb") as file:
         head = file.read(8)
