@@ -72,8 +72,10 @@ def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) ->
     same = before.get("probe", {}).get("facts", {}).get("sha256") == probe.facts["sha256"]
     manifest = {**(before if same else {}), "probe": probe.to_json(), "contact_sheet": sheet.to_json()}
     artifact = publish(job.site, job.video, key, manifest)
-    job.site.ledger.videos.register(key.tenant, key.video, media_key)
-    job.site.ledger.videos.update(job.video, metadata=metadata(json.loads(job.site.store.get(probe.artifacts[0].key))))
+    known = job.site.ledger.videos.register(key.tenant, key.video, media_key)
+    gone = {} if same else dict.fromkeys(known.metadata)
+    found = metadata(json.loads(job.site.store.get(probe.artifacts[0].key)))
+    job.site.ledger.videos.update(job.video, metadata=gone | found)
     return Output(artifacts=(artifact,))
 
 

@@ -329,6 +329,19 @@ def test_when_compute_fails_the_old_captions_stay_and_the_next_run_mends_it(capt
     assert sound(captioned)
 
 
+def test_another_film_under_the_same_key_takes_nothing_over_from_the_one_before(captioned, tmp_path):
+    before = video_of(captioned).metadata
+    captioned.store.put(KEY, quiet(tmp_path).read_bytes())
+    assert ask(process_video).is_completed()
+    after = video_of(captioned).metadata
+    assert before["captions"] == len(truth(SECONDS))
+    assert {name: after[name] for name in ("captions", "captions_db", "captions_confidence")} == {
+        "captions": None, "captions_db": None, "captions_confidence": None,
+    }  # fmt: skip
+    assert after["sha256"] != before["sha256"]
+    assert "captions" not in manifest(captioned)
+
+
 # ── caption-ocr ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
