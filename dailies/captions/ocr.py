@@ -26,6 +26,7 @@ Value = TypeVar("Value", bound=np.generic)
 STRIP_WIDTH, CLOSE_WIDTH = 640, 960
 FRAME_SIDE = 640
 NARROWEST = 32
+CUDA = "CUDAExecutionProvider"
 # What the recogniser was taught on.
 LINE_HEIGHT, LEAST_WIDTH = 48, 320
 SPACE_SHARE = 0.045
@@ -110,10 +111,11 @@ class RapidEngine:
     """PP-OCR through `rapidocr`. Built once a process by `engine()`: the models take a second to load."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self.device = _device()
-        self._rapid = _rapid(self.device, threads or 1)
+        self._rapid = _rapid(_offers_cuda(), threads or 1)
         self._rapid.recognize_txt([np.zeros((LINE_HEIGHT, LEAST_WIDTH, 3), np.uint8)])
         self._recogniser = self._rapid.text_rec
+        # What is at work and not what is offered: where a driver does not fit, the CPU takes over without a word.
+        self.device = "cuda" if CUDA in self._recogniser.session.session.get_providers() else "cpu"
         self._letters: list[str] = self._recogniser.postprocess_op.character
         self.finds = self.reads = 0
 
@@ -218,15 +220,15 @@ def _upright(corners: NDArray[Any], across: float, along: float, shape: tuple[in
     )
 
 
-def _device() -> str:
+def _offers_cuda() -> bool:
     try:
         onnxruntime = import_module("onnxruntime")
     except ImportError as error:
         raise NotConfigured("reading captions needs onnxruntime: install dailies again") from error
-    return "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
+    return CUDA in onnxruntime.get_available_providers()
 
 
-def _rapid(device: str, threads: int) -> Any:
+def _rapid(cuda: bool, threads: int) -> Any:
     try:
         from rapidocr import RapidOCR
     except ImportError as error:
@@ -244,6 +246,6 @@ def _rapid(device: str, threads: int) -> Any:
             "Det.limit_side_len": 100_000,
             "EngineConfig.onnxruntime.intra_op_num_threads": threads,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-            "EngineConfig.onnxruntime.use_cuda": device == "cuda",
+            "EngineConfig.onnxruntime.use_cuda": cuda,
         }
     )
