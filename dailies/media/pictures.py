@@ -22,8 +22,9 @@ import av
 from av.filter import Graph
 from av.stream import Disposition
 
-from dailies.errors import EmptyFile, Missing, NoVideo, TooLarge, Undecodable, Unsupported
-from dailies.media.probe import GUESSED, LIMITS, SLACK_US, open_media, shown
+from dailies.errors import NoVideo, TooLarge, Undecodable, Unsupported
+from dailies.media.decoding import decoded
+from dailies.media.probe import GUESSED, LIMITS, SLACK_US, open_media, shown, size_of
 
 Picture = TypeVar("Picture")
 
@@ -48,7 +49,7 @@ class Pictures:
         self.rotation = 0
         self.size = (0, 0)
         self._refused = False
-        self._check_file()
+        size_of(path)
         with closing(open_media(path, pixels=PIXELS)) as container:
             source = self._source(container)
             self.start_us: int = container.start_time or 0
@@ -76,7 +77,8 @@ class Pictures:
         source.thread_type = "AUTO"
         source.codec_context.skip_frame = skip
         source.codec_context.options = {"max_pixels": str(2 * PIXELS)}
-        timed = self._timed(self._decoded(container, source), source.time_base * 1_000_000)
+        frames = decoded(container, source, lambda error: self._damaged(error, source))
+        timed = self._timed(frames, source.time_base * 1_000_000)
         # Without its neighbours a frame cannot be deinterlaced, and text that stands still is whole as it is.
         return timed if skip == "NONKEY" else whole_frames(timed)
 
@@ -100,32 +102,10 @@ class Pictures:
             self.rotation = round(-frame.rotation / 90) * 90 % 360
             yield us, frame
 
-    def _decoded(self, container: Any, source: Any) -> Iterator[Any]:
-        for packet in self._packets(container, source):
-            self.broken += packet is not None and packet.is_corrupt
-            try:
-                yield from packet.decode() if packet is not None else source.codec_context.decode(None)
-            except av.error.MemoryError:
-                raise
-            except av.FFmpegError as error:
-                # FFmpeg's answer to a picture over max_pixels, which it also uses for the size that it then hides.
-                self._refused = self._refused or (isinstance(error, av.ArgumentError) and not source.width)
-                self.broken += 1
-
-    def _packets(self, container: Any, source: Any) -> Iterator[Any]:
-        while True:
-            try:
-                yield from container.demux(source)
-            except IndexError:
-                # PyAV stumbles over a stream that appears in the middle of a file, and then knows it.
-                continue
-            except av.error.MemoryError:
-                raise
-            except av.FFmpegError:
-                self.broken += 1
-                # The file ends here, but not what the decoder still holds.
-                yield None
-            return
+    def _damaged(self, error: av.FFmpegError | None, source: Any) -> None:
+        # FFmpeg's answer to a picture over max_pixels, which it also uses for the size that it then hides.
+        self._refused = self._refused or (isinstance(error, av.ArgumentError) and not source.width)
+        self.broken += 1
 
     def _source(self, container: Any) -> Any:
         for stream in container.streams.video:
@@ -140,12 +120,6 @@ class Pictures:
                 raise self._too_large()
             return stream
         raise NoVideo(f"{self.name} has no video ({_kinds(container)}): upload the film")
-
-    def _check_file(self) -> None:
-        if not self.path.is_file():
-            raise Missing(f"there is no file {self.name}: upload it first")
-        if self.path.stat().st_size == 0:
-            raise EmptyFile(f"{self.name} is empty (0 bytes): upload it again")
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"{self.name} has pictures of more than {PIXELS} pixels, which is the limit: scale it down")

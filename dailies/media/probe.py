@@ -61,7 +61,7 @@ def probe(
 
     `progress` hears shares from 0 to 1 that never fall; whatever it raises ends the probe.
     """
-    size = _size(path, limits)
+    size = size_of(path, limits)
     sha256 = file_digest(path)
     report = _Report(progress, size)
     walk = _walk(path, limits, report, threads=0)
@@ -239,13 +239,14 @@ def _guard(pixels: int) -> str:
     return str(2 * pixels)
 
 
-def _size(path: Path, limits: Limits) -> int:
+def size_of(path: Path, limits: Limits | None = None) -> int:
+    """Of a file that is there and holds something."""
     if not path.is_file():
         raise Missing(f"there is no file {shown(path)}: upload it first")
     size = path.stat().st_size
     if size == 0:
         raise EmptyFile(f"{shown(path)} is empty (0 bytes): upload it again")
-    if size > limits.size:
+    if limits and size > limits.size:
         raise TooLarge(f"{shown(path)} has {size} bytes, the limit is {limits.size}: cut it into parts")
     return size
 

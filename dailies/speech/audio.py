@@ -21,9 +21,10 @@ import numpy as np
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from dailies.errors import EmptyFile, Missing, NoAudio, TooLarge, Undecodable, Unsupported
+from dailies.errors import NoAudio, TooLarge, Undecodable, Unsupported
+from dailies.media.decoding import decoded
 from dailies.media.pictures import promise_of
-from dailies.media.probe import LIMITS, SLACK_US, is_guessed, open_media, riff_promise, shown
+from dailies.media.probe import LIMITS, SLACK_US, is_guessed, open_media, riff_promise, shown, size_of
 
 Samples = NDArray[np.float32]
 
@@ -49,7 +50,7 @@ class Sound:
         self.path = path
         self.name = shown(path)
         self._reset()
-        self._check_file()
+        size_of(path)
         with closing(open_media(path)) as container:
             source = _choose(container, track, language, self.name)
             self.index: int = source.index
@@ -107,7 +108,7 @@ class Sound:
 
     def _stamped(self, container: Any, source: Any) -> Iterator[tuple[int | None, int, Any]]:
         tick_us = source.time_base * 1_000_000
-        for frame in self._decoded(container, source):
+        for frame in decoded(container, source, self._damaged):
             if not frame.samples or not frame.sample_rate:
                 continue
             self.frames += 1
@@ -115,36 +116,8 @@ class Sound:
             stamp = None if frame.pts is None else round(frame.pts * tick_us) - self.start_us
             yield stamp, frame.samples * 1_000_000 // frame.sample_rate, frame
 
-    def _decoded(self, container: Any, source: Any) -> Iterator[Any]:
-        for packet in self._packets(container, source):
-            self.broken += packet is not None and packet.is_corrupt
-            try:
-                yield from packet.decode() if packet is not None else source.codec_context.decode(None)
-            except av.error.MemoryError:
-                raise
-            except av.FFmpegError:
-                self.broken += 1
-
-    def _packets(self, container: Any, source: Any) -> Iterator[Any]:
-        while True:
-            try:
-                yield from container.demux(source)
-            except IndexError:
-                # PyAV stumbles over a stream that appears in the middle of a file, and then knows it.
-                continue
-            except av.error.MemoryError:
-                raise
-            except av.FFmpegError:
-                self.broken += 1
-                # The file ends here, but not what the decoder still holds.
-                yield None
-            return
-
-    def _check_file(self) -> None:
-        if not self.path.is_file():
-            raise Missing(f"there is no file {self.name}: upload it first")
-        if self.path.stat().st_size == 0:
-            raise EmptyFile(f"{self.name} is empty (0 bytes): upload it again")
+    def _damaged(self, _error: av.FFmpegError | None) -> None:
+        self.broken += 1
 
     def _check_length(self, us: int) -> None:
         if us > LIMITS.seconds * 1_000_000:
