@@ -9,8 +9,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dailies.canonical import write_atomically
-from dailies.media.sample import RATE, SIZE
+from dailies.media.sample import RATE, SIZE, film_at
 
 FRAME_US = 1_000_000 // RATE
 # From the frame, up to the frame; told again every twelve seconds. Without a gap in the middle, and one letter apart.
@@ -26,20 +25,10 @@ LAP = 12 * RATE
 
 def make_film(path: Path, seconds: int = 12) -> Path:
     """Captions on a picture that slowly moves; the same bytes every time."""
-    temp = path.with_name(f".{path.name}.making.tmp")
-    temp.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with av.open(str(temp), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=RATE)
-            stream.width, stream.height = SIZE
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"flags": "+bitexact", "preset": "ultrafast", "threads": "1"}
-            for number in range(seconds * RATE):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
-            container.mux(stream.encode())
-        write_atomically(path, [temp.read_bytes()])
-    finally:
-        temp.unlink(missing_ok=True)
+    with film_at(path) as (container, video):
+        for number in range(seconds * RATE):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(video.encode())
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +20,33 @@ SIZE = (640, 360)
 
 def make_clip(path: Path, seconds: int = 8) -> Path:
     """A moving bar, a running time and a tone that rises every second; the same bytes every time."""
+    with film_at(path) as (container, video):
+        audio = container.add_stream("aac", rate=SOUND)
+        audio.options = {"flags": "+bitexact"}
+        for second in range(seconds):
+            for number in range(second * RATE, (second + 1) * RATE):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+            container.mux(audio.encode(tone(second)))
+        container.mux(video.encode())
+        container.mux(audio.encode())
+    return path
+
+
+@contextmanager
+def film_at(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A container and its pictures, to be filled; whole at the end or not there at all, and without a clock in it."""
     temp = path.with_name(f".{path.name}.making.tmp")
     temp.parent.mkdir(parents=True, exist_ok=True)
     try:
         with av.open(str(temp), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            video = container.add_stream("libx264", rate=RATE)
+            video: Any = container.add_stream("libx264", rate=RATE)
             video.width, video.height = SIZE
             video.pix_fmt = "yuv420p"
             video.options = {"flags": "+bitexact", "preset": "ultrafast", "threads": "1"}
-            audio = container.add_stream("aac", rate=SOUND)
-            audio.options = {"flags": "+bitexact"}
-            for second in range(seconds):
-                for number in range(second * RATE, (second + 1) * RATE):
-                    container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
-                container.mux(audio.encode(tone(second)))
-            container.mux(video.encode())
-            container.mux(audio.encode())
+            yield container, video
         write_atomically(path, [temp.read_bytes()])
     finally:
         temp.unlink(missing_ok=True)
-    return path
 
 
 def picture(number: int) -> np.ndarray[Any, Any]:
