@@ -20,7 +20,9 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from blocks import RedisStream
+from dailies.errors import NotConfigured
 from deployments import automations, block_types, bootstrap, flow_deployments, pools
+from services import up
 from tasks.scenario import delete_pool
 
 pytestmark = pytest.mark.integration
@@ -300,3 +302,35 @@ def test_every_block_type_of_ours_explains_itself_in_its_form():
         assert kind.__doc__, kind.__name__
         for name, field in kind.model_fields.items():
             assert field.description, f"{kind.__name__}.{name}"
+
+
+class Undone:
+    """A part that something else undoes so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.applied = times, 0
+
+    def drift(self, _client) -> list[str]:
+        return ["it differs"] * (self.applied <= self.times)
+
+    def apply(self, _client) -> None:
+        self.applied += 1
+
+
+@pytest.mark.parametrize(("times", "rounds", "left"), [(0, 1, 0), (1, 2, 0), (99, bootstrap.ROUNDS, 1)])
+def test_what_is_undone_meanwhile_is_applied_again_but_not_for_ever(monkeypatch, times, rounds, left):
+    part = Undone(times)
+    monkeypatch.setattr(bootstrap, "PARTS", (part,))
+    assert bootstrap.apply(None) == ["it differs"]
+    assert (part.applied, len(part.drift(None))) == (rounds, left)
+
+
+def test_up_says_what_still_differs_after_all_was_applied(monkeypatch, tmp_path):
+    (tmp_path / "deployments").mkdir()
+    (tmp_path / "deployments" / "__init__.py").touch()
+    says = "print('drift: a pool'); print('note: x'); raise SystemExit(1)"
+    (tmp_path / "deployments" / "bootstrap.py").write_text(says)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("services.up.environment", lambda: {**os.environ, "PYTHONPATH": str(tmp_path)})
+    with pytest.raises(NotConfigured, match=r"^the deployments could not be applied: drift: a pool$"):
+        up.bootstrap()
