@@ -77,14 +77,14 @@ def differences(should: AutomationCore, is_: Automation) -> Iterator[str]:
 
 
 def comparable(value: Any) -> Any:
-    """Without the ids that the server gives to triggers."""
+    """Without the ids that the server gives to triggers. Not as JSON: a set has no order, and its JSON has one."""
     match value:
         case list():
             return [comparable(item) for item in value]
         case str() | None:
             return value
         case _:
-            return value.model_dump(mode="json", exclude={"id"})
+            return value.model_dump(exclude={"id"})
 
 
 def notes(client: SyncPrefectClient) -> list[str]:

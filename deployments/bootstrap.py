@@ -21,10 +21,6 @@ from deployments import automations, block_types, flow_deployments, pools
 PARTS = (block_types, pools, flow_deployments, automations)
 
 
-# A server that has only just started does work of its own beside ours, and may undo what was set a moment before.
-ROUNDS = 3
-
-
 def drift(client: SyncPrefectClient) -> list[str]:
     """Every difference between server and files, in words."""
     return [line for part in PARTS for line in part.drift(client)]
@@ -33,11 +29,8 @@ def drift(client: SyncPrefectClient) -> list[str]:
 def apply(client: SyncPrefectClient) -> list[str]:
     """Create and update; returns what was different before."""
     changes = drift(client)
-    for _ in range(ROUNDS):
-        for part in PARTS:
-            part.apply(client)
-        if not drift(client):
-            break
+    for part in PARTS:
+        part.apply(client)
     return changes
 
 
@@ -68,7 +61,8 @@ def main() -> int:
         lines = drift(client) if options.check else apply(client)
         left = lines if options.check else drift(client)
         asides = notes(client)
-    said = [f"{'drift' if line in left else 'changed'}: {line}" for line in lines] or ["nothing to change"]
+    said = [f"changed: {line}" for line in lines if line not in left] + [f"drift: {line}" for line in left]
+    said = said or ["nothing to change"]
     said += [f"note: {aside}" for aside in asides]
     sys.stdout.write(json.dumps(lines) if options.json else "\n".join(said))
     sys.stdout.write("\n")
