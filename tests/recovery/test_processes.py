@@ -248,6 +248,8 @@ def test_a_scenario_inside_a_scenario_bears_both_marks(nursery, tmp_path, monkey
     nursery.spawn(write_environment, tmp_path / "mark", MARKER).wait(PATIENCE)
     assert (tmp_path / "mark").read_text().startswith("outer/")
     program = nursery.popen(SLEEP)
+    # The kernel lets the parent go on a moment before the new program has its environment.
+    eventually(lambda: MARKER in psutil.Process(program.pid).environ())
     outer, own = psutil.Process(program.pid).environ()[MARKER].split("/")
     assert outer == "outer"
     assert all(program.pid in {stray.pid for stray in trace({}, token)} for token in (own, "outer"))
