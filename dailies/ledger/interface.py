@@ -74,7 +74,11 @@ class Jobs(Protocol):
         """What the holder must do now: ``""``, ``"pause"`` or ``"cancel"``; ``Fenced`` if its lease is over."""
 
     def recover(self) -> Sequence[Job]:
-        """RUNNING jobs whose lease expired → QUEUED as the next attempt, or FAILED when attempts are spent."""
+        """RUNNING jobs whose lease expired → QUEUED as the next attempt, or FAILED when attempts are spent.
+
+        The first tells ``dailies.recovery.started``, the second ``dailies.recovery.failed``. A job that was recovered
+        once tells how that went when it ends by itself, whichever way: ``completed`` or ``failed``.
+        """
 
 
 class Dispatch(Protocol):
@@ -114,11 +118,24 @@ class Units(Protocol):
     def find(self, key: str) -> Unit | None:
         """A finished unit of this content, whichever job made it."""
 
-    def begin(self, lease: Lease, key: str, step: str) -> Unit: ...
+    def begin(self, lease: Lease, key: str, step: str) -> Unit:
+        """The work begins. Beginning it again under the same fence, before it ended, is the same attempt at it."""
 
     def complete(
-        self, lease: Lease, key: str, step: str, digest: str, result: Any, *, reused: bool = False
-    ) -> Unit: ...
+        self,
+        lease: Lease,
+        key: str,
+        step: str,
+        digest: str,
+        result: Any,
+        *,
+        reused: bool = False,
+        event: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> Unit:
+        """Finished, or found finished. ``event``, a type and its data, is told with it or not at all.
+
+        The unit is the event's occasion: one job tells it once, however often it completes or reuses that unit.
+        """
 
     def of(self, job_id: str) -> Sequence[Unit]: ...
 

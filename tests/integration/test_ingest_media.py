@@ -420,7 +420,7 @@ def test_a_superseded_attempt_changes_nothing(site, clip, held_at, client, point
     assert site.ledger.generations.current(VIDEO) is None
     shown = client.read_flow_run(state.state_details.flow_run_id).state
     assert (shown.type.value, shown.name) == ("CRASHED", "Superseded")
-    assert events(site, before) == ["job.queued", "job.running", "job.queued"]
+    assert events(site, before) == ["job.queued", "job.running", "job.queued", "recovery.started"]
 
 
 @pytest.mark.expects_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.ledger.contract import dispatch, jobs, leases, messages, units, videos, whole
+from tests.unit.ledger.contract import dispatch, jobs, leases, messages, recoveries, units, videos, whole
 
 pytestmark = pytest.mark.supabase
 
@@ -34,6 +34,10 @@ class TestHandBack(jobs.HandBackContract):
 
 
 class TestRecovery(jobs.RecoveryContract):
+    pass
+
+
+class TestRecoveryEvents(recoveries.RecoveryEventContract):
     pass
 
 

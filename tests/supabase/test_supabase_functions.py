@@ -10,13 +10,26 @@ import psycopg
 import pytest
 
 from dailies.canonical import canonical_json
-from dailies.errors import Transient
+from dailies.errors import Transient, Unreadable
 from dailies.ledger.records import ARROWS, VIDEO_ARROWS, JobState, VideoState, event_id, job_resource
 from dailies.ledger.sqlite import SqliteLedger
 from dailies.ledger.sqlite.audit import RULES
 from dailies.ledger.supabase import SupabaseLedger
 from tests.supabase.servers import MIGRATIONS, SERVICE_KEY, migrate
-from tests.unit.ledger.contract.world import ORDERS, ROOM, TTL, in_state, picture, request, running, start_again
+from tests.unit.ledger.contract.world import (
+    ORDERS,
+    RECOVERY_ORDERS,
+    ROOM,
+    TTL,
+    in_state,
+    picture,
+    recoveries_of,
+    request,
+    running,
+    running_again,
+    start_again,
+    told,
+)
 
 pytestmark = pytest.mark.supabase
 
@@ -64,7 +77,7 @@ def test_both_ledgers_tell_the_same_story_in_the_same_bytes(ledger, database, tm
     written = [row["data"] for row in embedded._database.all("SELECT data FROM outbox ORDER BY seq")]
     ours, theirs = (job.id for each in (ledger, embedded) for job in each.jobs.all())
     embedded.close()
-    assert len(stories[0]) == 9
+    assert len(stories[0]) == 11
     assert stories[0] == stories[1]
     assert [data.replace(ours, "ID") for (data,) in rows] == [data.replace(theirs, "ID") for data in written]
 
@@ -75,12 +88,36 @@ def live_through(ledger, clock):
     video = ledger.leases.acquire("video:acme/v'ü\"1", lease.holder, TTL)
     ledger.videos.update(video, state=VideoState.PROCESSING, metadata={"width": 1})
     ledger.outbox.emit(lease, "dailies.note", "once", {"z": 1, "a": ["ü"]})
+    ledger.units.complete(lease, 'ü"1', "probe", "d", 1, event=("dailies.chunk.done", {"z": "\0\n", "a": [1.0, "ü"]}))
     clock.advance(TTL)
     ledger.jobs.recover()
     _, lease = start_again(ledger, job.id, "run-2")
     ledger.jobs.hand_back(lease, "Its worker was told to stop")
     ledger.jobs.cancel(job.id)
     return job, ledger.videos.settle()
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("order", RECOVERY_ORDERS)
+def test_both_ledgers_tell_of_a_recovery_in_the_same_bytes(ledger, database, tmp_path, clock, order, text):
+    act, max_attempts = RECOVERY_ORDERS[order]
+    embedded = SqliteLedger(tmp_path / "ledger.db", clock)
+    ids = []
+    for each in (ledger, embedded):
+        job, lease = running_again(each, clock, max_attempts=max_attempts, subject=f"s{text}")
+        if order == "failed":
+            each.jobs.failed(lease, Unreadable(text))
+        else:
+            clock.advance(TTL if order.startswith("recover") else 0)
+            act(each, job, lease)
+        ids.append(job.id)
+    rows = database.execute("SELECT type, subject, data FROM dailies.outbox ORDER BY seq").fetchall()
+    written = [tuple(row) for row in embedded._database.all("SELECT type, subject, data FROM outbox ORDER BY seq")]
+    embedded.close()
+    assert [(*row[:2], row[2].replace(ids[0], "ID")) for row in rows] == [
+        (*row[:2], row[2].replace(ids[1], "ID")) for row in written
+    ]
+    assert sum(kind.startswith("dailies.recovery.") for kind, *_ in rows) == 2
 
 
 def without(job_id: str, data: dict[str, object]) -> dict[str, object]:
@@ -192,8 +229,9 @@ def no_more_events(database) -> Iterator[Callable[[], None]]:
            AS $$ BEGIN RAISE EXCEPTION 'no more events'; END $$;
            GRANT EXECUTE ON FUNCTION tests.deny TO service_role"""
     )
-    yield lambda: database.execute(
-        "CREATE TRIGGER deny BEFORE INSERT ON dailies.outbox FOR EACH ROW EXECUTE FUNCTION tests.deny()"
+    yield lambda about="%": database.execute(
+        f"""CREATE TRIGGER deny BEFORE INSERT ON dailies.outbox FOR EACH ROW WHEN (NEW.type LIKE '{about}')
+            EXECUTE FUNCTION tests.deny()"""
     )
     database.execute("DROP TRIGGER IF EXISTS deny ON dailies.outbox")
 
@@ -230,6 +268,49 @@ def test_a_transition_whose_event_cannot_be_written_does_not_happen(
     database.execute("DROP TRIGGER deny ON dailies.outbox")
     orders[order](hasty, job, lease)
     assert picture(ledger, job.id) != before
+
+
+@pytest.mark.parametrize("order", RECOVERY_ORDERS)
+def test_a_transition_whose_recovery_cannot_be_told_does_not_happen(
+    ledger, hasty, clock, database, no_more_events, order
+):
+    """The event of its state alone could be written."""
+    act, max_attempts = RECOVERY_ORDERS[order]
+    job, lease = running_again(ledger, clock, max_attempts=max_attempts)
+    if order.startswith("recover"):
+        clock.advance(TTL)
+    before = picture(ledger, job.id)
+    no_more_events("dailies.recovery.%")
+    with pytest.raises(Transient, match="no more events"):
+        act(hasty, job, lease)
+    assert picture(ledger, job.id) == before
+    database.execute("DROP TRIGGER deny ON dailies.outbox")
+    told_before = len(recoveries_of(ledger, job.id))
+    act(ledger, job, lease)
+    assert len(recoveries_of(ledger, job.id)) == told_before + 1
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_unit_whose_event_cannot_be_written_is_not_done(ledger, hasty, database, no_more_events, reused):
+    job, lease = running(ledger)
+    ledger.units.begin(lease, "unit-1", "probe")
+    before = picture(ledger, job.id)
+    no_more_events("dailies.chunk.%")
+    with pytest.raises(Transient, match="no more events"):
+        hasty.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused, event=("dailies.chunk.done", {}))
+    assert picture(ledger, job.id) == before
+    database.execute("DROP TRIGGER deny ON dailies.outbox")
+    ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused, event=("dailies.chunk.done", {}))
+    assert [event.type for event in told(ledger, job.id, "chunk")] == ["dailies.chunk.done"]
+
+
+def test_a_client_that_knows_of_no_units_events_completes_them_as_before(ledger):
+    """A worker that was there before the migration goes on."""
+    job, lease = running(ledger)
+    asked = {"key": "unit-1", "step": "probe", "digest": "d", "result": "1", "reused": False}
+    ledger._api.tell("unit_complete", resource=lease.resource, holder=lease.holder, fence=lease.fence, **asked)
+    assert [(unit.state, unit.result) for unit in ledger.units.of(job.id)] == [("DONE", 1)]
+    assert len(ledger.outbox.of(job.id)) == 2
 
 
 def test_a_video_whose_event_cannot_be_written_is_not_settled(ledger, hasty, no_more_events, database):

@@ -35,10 +35,17 @@ def test_whatever_workers_do_the_ledger_on_supabase_stays_what_the_model_says(ma
     run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=8, stateful_step_count=30))
 
 
-def test_the_machine_catches_a_function_that_gives_an_old_fence_out_again(machine, database):
+DEFECTS = {
+    "gives an old fence out again": ("take", "known.fence + 1", "known.fence"),
+    "recovers in silence": ("job_recover", "PERFORM dailies.tell_recovery(job, 'started');", "NULL;"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_the_machine_catches_a_function_that(machine, database, defect):
     quickly = settings(SETTINGS, max_examples=100, stateful_step_count=30, phases=[Phase.generate], print_blob=False)
     with (
-        instead(database, "take", "known.fence + 1", "known.fence"),
+        instead(database, *DEFECTS[defect]),
         pytest.raises((AssertionError, Fenced, Held, IllegalTransition)),
     ):
         run_state_machine_as_test(machine, settings=quickly)

@@ -122,6 +122,21 @@ def test_taken_back_in_part_they_keep_the_rows_and_can_be_applied_again(postgres
         assert (shape(database), rows(database)) == (once, before)
 
 
+RIGHTS = next(place for place, script in enumerate(MIGRATIONS, 1) if script.stem.endswith("_rights"))
+
+
+@pytest.mark.parametrize("place", range(RIGHTS, len(MIGRATIONS)), ids=lambda place: MIGRATIONS[place].stem[15:])
+def test_taken_back_a_migration_leaves_the_functions_and_their_rights_as_it_found_them(postgres, place):
+    """Of those after the rights: before them, a right that nobody has may be written down in two ways."""
+    with postgres.database("found_again") as database:
+        migrate(database, MIGRATIONS[:place])
+        before, found = shape(database), catalogue(database)
+        migrate(database, [MIGRATIONS[place]])
+        assert shape(database) != before
+        migrate(database, [ROLLBACKS[place]])
+        assert (shape(database), catalogue(database)) == (before, found)
+
+
 def test_what_is_not_ours_is_never_dropped(postgres):
     with postgres.database("not_ours") as database:
         migrate(database, MIGRATIONS)

@@ -24,6 +24,7 @@ from tests.unit.ledger.contract.world import (
     TTL,
     at_once,
     picture,
+    recoveries_of,
     request,
     running,
     unchanged,
@@ -200,6 +201,37 @@ def test_recovery_leaves_a_job_alone_that_somebody_is_busy_with(ledger, clock, r
     assert [lost.id for lost in ledger.jobs.recover()] == [job.id]
 
 
+def test_a_recovery_that_meets_one_under_way_leaves_the_job_to_it(ledger, clock, rival):
+    job, _ = running(ledger)
+    clock.advance(TTL)
+    rival.execute("BEGIN")
+    rival.execute("SELECT dailies.job_recover(%s)", [uuid4()])
+    assert list(ledger.jobs.recover()) == []
+    assert recoveries_of(ledger, job.id) == []
+    rival.execute("COMMIT")
+    assert list(ledger.jobs.recover()) == []
+    assert recoveries_of(ledger, job.id) == [("started", 2)]
+
+
+def test_a_recovery_that_does_not_compare_before_it_sets_tells_of_two(ledger, clock, rival, database):
+    """The control of the test above."""
+    job, _ = running(ledger)
+    clock.advance(TTL)
+    with (
+        instead(database, "job_recover", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+        instead(
+            database, "job_recover", "WHERE id = lost AND state = 'RUNNING' RETURNING", "WHERE id = lost RETURNING"
+        ),
+    ):
+        rival.execute("BEGIN")
+        rival.execute("SELECT dailies.job_recover(%s)", [uuid4()])
+        with meanwhile(ledger.jobs.recover) as second:
+            until_somebody_waits(database)
+            rival.execute("COMMIT")
+            second.result(10)
+    assert recoveries_of(ledger, job.id) == [("started", 2), ("started", 3)]
+
+
 # ── a video left behind, and whoever works on it next ─────────────────────────────────────────────────────────────────
 
 
@@ -327,6 +359,45 @@ def test_the_events_of_a_job_become_visible_in_the_order_of_their_numbers(ledger
     ]
 
 
+LOCK_TO_TELL = "SELECT subject INTO about FROM dailies.jobs WHERE id = unit.job FOR NO KEY UPDATE;"
+
+
+def test_the_event_of_a_unit_keeps_its_place_before_one_that_needs_no_lease_on_the_job(ledger, rival, database):
+    job, lease, video = with_a_video(ledger)
+    rival.execute("BEGIN")
+    rival.execute(COMPLETE_AND_TELL, [uuid4(), lease.resource, lease.holder, lease.fence])
+    with meanwhile(lambda: ledger.videos.update(video, state=VideoState.PROCESSING)) as later:
+        until_somebody_waits(database)
+        rival.execute("COMMIT")
+        later.result(10)
+    events = ledger.outbox.of(job.id)[2:]
+    assert [event.type for event in events] == ["dailies.chunk.done", "dailies.video.processing"]
+
+
+def test_without_its_lock_the_event_of_a_unit_comes_after_one_with_a_higher_number(ledger, rival, database):
+    """The control of the test above: who reads up to the highest number would never see it."""
+    job, lease, video = with_a_video(ledger)
+    with instead(database, "unit_complete", LOCK_TO_TELL, LOCK_TO_TELL.replace(" FOR NO KEY UPDATE", "")):
+        rival.execute("BEGIN")
+        rival.execute(COMPLETE_AND_TELL, [uuid4(), lease.resource, lease.holder, lease.fence])
+        ledger.videos.update(video, state=VideoState.PROCESSING)
+        early = [event.type for event in ledger.outbox.of(job.id)[2:]]
+        rival.execute("COMMIT")
+    assert early == ["dailies.video.processing"]
+    assert [event.type for event in ledger.outbox.of(job.id)[2:]] == ["dailies.chunk.done", "dailies.video.processing"]
+
+
+COMPLETE_AND_TELL = (
+    "SELECT dailies.unit_complete(%s, %s, %s, %s, 'unit-1', 'probe', 'd', '1', false, 'dailies.chunk.done', '{}')"
+)
+
+
+def with_a_video(ledger: SupabaseLedger) -> tuple[Any, Lease, Lease]:
+    job, lease = running(ledger)
+    ledger.videos.register("acme", "v1", "key")
+    return job, lease, ledger.leases.acquire(video_resource("acme", "v1"), lease.holder, TTL)
+
+
 def test_an_event_committed_after_a_later_one_of_another_job_is_neither_lost_nor_slept_through(ledger, rival, database):
     _, slow = running(ledger)
     _, quick = running(ledger, run="run-2", subject="video-2")
@@ -444,7 +515,7 @@ def act_run(ledger: SupabaseLedger, choose: random.Random, run: str) -> None:
         ledger.generations.publish(video, f"gen-{video.fence}")
     ledger.units.begin(lease, "unit-1", "probe")
     ledger.outbox.emit(lease, "dailies.note", str(job.attempt), {})
-    ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+    ledger.units.complete(lease, "unit-1", "probe", "d", 1, event=("dailies.chunk.done", {}))
     if choose.random() < 0.5:
         ledger.jobs.done(lease, 1)
 

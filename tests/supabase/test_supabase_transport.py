@@ -118,9 +118,14 @@ def accept(far: SupabaseLedger, lease: Lease) -> None:
 
 EFFECTS: dict[str, tuple[Callable[[SupabaseLedger, Lease], Any], Callable[[Ledger, str], Any], Any]] = {
     "begin": (
-        lambda far, lease: far.units.begin(lease, "unit-1", "probe"),
+        lambda far, lease: far.units.begin(lease, "unit-0", "probe"),
         lambda ledger, job: [unit.attempts for unit in ledger.units.of(job)],
-        [2],
+        [1, 1],
+    ),
+    "complete and tell": (
+        lambda far, lease: far.units.complete(lease, "unit-1", "probe", "d", 1, event=("dailies.chunk.done", {})),
+        lambda ledger, job: len(ledger.outbox.of(job)),
+        4,
     ),
     "reuse": (reuse, lambda ledger, job: [unit.reuses for unit in ledger.units.of(job)], [1]),
     "emit": (
@@ -391,7 +396,10 @@ def test_a_project_that_does_not_serve_the_schema_is_told_to_expose_it(postgres)
 
 @pytest.mark.parametrize(("version", "advice"), [("0", "db push"), ("99", "use the dailies that brought it there")])
 def test_a_ledger_of_another_schema_is_told(ledger, database, version, advice):
-    with instead(database, "version", "'2'", f"'{version}'"), told_within(5, f"schema {version}.*{advice}"):
+    with (
+        instead(database, "version", f"'{transport.SCHEMA_VERSION}'", f"'{version}'"),
+        told_within(5, f"schema {version}.*{advice}"),
+    ):
         ledger.check()
 
 

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from dailies.errors import DailiesError, Missing, TimedOut
+from dailies.ledger.checks import as_reason
 from dailies.ledger.priority import priority
 from dailies.ledger.records import Caps, Job, Run
 from dailies.ledger.sqlite.database import Database
@@ -105,7 +106,7 @@ class SqliteDispatch:
                 id=job_id,
                 attempt=attempt,
                 code=error.code,
-                error=str(error),
+                error=as_reason(error),
             )
             if row is None:
                 return None

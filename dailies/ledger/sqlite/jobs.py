@@ -29,6 +29,7 @@ EXPIRED = """NOT EXISTS (
 # What a failed or lost attempt makes of its job.
 NEXT_STATE = "CASE WHEN crashes + 1 < max_attempts THEN 'QUEUED' ELSE 'FAILED' END"
 NEXT_ATTEMPT = "CASE WHEN crashes + 1 < max_attempts THEN attempt + 1 ELSE attempt END"
+WAS_RECOVERED = "EXISTS (SELECT 1 FROM outbox WHERE job = :job AND type = 'dailies.recovery.started')"
 
 
 def as_job(row: sqlite3.Row) -> Job:
@@ -202,6 +203,10 @@ class SqliteJobs:
                 for attempt in (job.attempt - 1, job.attempt):  # it may have moved on to the next one already
                     end_run(tx, job.id, attempt, "crashed")
                 announce(tx, job, recovery=True)
+                if job.state is JobState.QUEUED:
+                    tell_recovery(tx, job, "started", RECOVERED, recovery_type="lease_expired")
+                elif job.state is JobState.FAILED:  # also one that never got another attempt
+                    recovery_failed(tx, job)
             return jobs
 
     def _end(self, lease: Lease, to: JobState, assign: str, *, state: str = "", **values: Any) -> Job:
@@ -303,3 +308,24 @@ def announce(tx: Transaction, job: Job, recovery: bool = False) -> None:
         "recovery": recovery,
     }
     write_event(tx, job.id, f"dailies.job.{job.state.lower()}", job.subject, str(job.attempt), data)
+    if job.state is JobState.DONE:
+        tell_recovery(tx, job, "completed", "Recovery completed", WAS_RECOVERED, recovery_result="success")
+    elif job.state is JobState.FAILED:
+        recovery_failed(tx, job, WAS_RECOVERED)
+
+
+def recovery_failed(tx: Transaction, job: Job, condition: str = "TRUE") -> None:
+    tell_recovery(tx, job, "failed", f"Recovery failed: {job.error}", condition, recovery_result="failed")
+
+
+def tell_recovery(tx: Transaction, job: Job, what: str, message: str, condition: str = "TRUE", **more: str) -> None:
+    """After the event of the state that it goes with, and like that one once in an attempt."""
+    data = {
+        "event": f"recovery_{what}",
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "recovery": True,
+        "message": message,
+        **more,
+    }
+    write_event(tx, job.id, f"dailies.recovery.{what}", job.subject, str(job.attempt), data, condition)

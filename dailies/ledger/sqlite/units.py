@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dailies.errors import Missing
@@ -12,6 +12,7 @@ from dailies.ledger.checks import as_text
 from dailies.ledger.records import Call, Lease, Unit
 from dailies.ledger.sqlite.database import Database, Transaction
 from dailies.ledger.sqlite.leases import HELD, held, holds, over
+from dailies.ledger.sqlite.messages import write_event
 
 ORPHAN = """calls.state IN ('INTENDED', 'SUBMITTED') AND EXISTS (
     SELECT 1 FROM jobs WHERE jobs.id = calls.job AND jobs.state IN ('DONE', 'FAILED', 'CANCELED'))"""
@@ -43,6 +44,11 @@ def fenced(tx: Transaction, lease: Lease, what: str, sql: str, **values: Any) ->
     return row
 
 
+def tell(tx: Transaction, unit: Unit, kind: str, data: Mapping[str, Any]) -> None:
+    job = tx.one("SELECT subject FROM jobs WHERE id = :id", id=unit.job)
+    write_event(tx, unit.job, kind, job["subject"], unit.key, data)
+
+
 class SqliteUnits:
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -63,7 +69,8 @@ class SqliteUnits:
                 INSERT INTO units (job, key, step, state, fence, attempts, updated_at)
                 SELECT :job, :key, :step, 'RUNNING', :fence, 1, clock() WHERE {HELD}
                 ON CONFLICT (job, key) DO UPDATE
-                    SET state = 'RUNNING', fence = excluded.fence, attempts = units.attempts + 1, updated_at = clock()
+                    SET state = 'RUNNING', fence = excluded.fence, updated_at = clock(),
+                        attempts = units.attempts + (units.state != 'RUNNING' OR units.fence != excluded.fence)
                 RETURNING *
                 """,
                 key=key,
@@ -71,7 +78,17 @@ class SqliteUnits:
             )
             return as_unit(row)
 
-    def complete(self, lease: Lease, key: str, step: str, digest: str, result: Any, *, reused: bool = False) -> Unit:
+    def complete(
+        self,
+        lease: Lease,
+        key: str,
+        step: str,
+        digest: str,
+        result: Any,
+        *,
+        reused: bool = False,
+        event: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> Unit:
         # Reusing one's own finished unit leaves it DONE: it is still the record that others find.
         with self._database.transaction() as tx:
             row = fenced(
@@ -94,7 +111,10 @@ class SqliteUnits:
                 digest=digest,
                 result=as_text(result),
             )
-            return as_unit(row)
+            unit = as_unit(row)
+            if event is not None:
+                tell(tx, unit, *event)
+            return unit
 
     def of(self, job_id: str) -> Sequence[Unit]:
         return [

@@ -38,7 +38,7 @@ from dailies.errors import (
 )
 
 SCHEMA = "dailies"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PATIENCE_S = 10.0
 REPLY_S = 5.0  # for one try: a database that answers later is as good as gone, and asking again costs nothing
 CHECK_S = 4.0

@@ -32,7 +32,18 @@ class SupabaseUnits:
     def begin(self, lease: Lease, key: str, step: str) -> Unit:
         return as_unit(self._api.tell("unit_begin", **held(lease), key=key, step=step))
 
-    def complete(self, lease: Lease, key: str, step: str, digest: str, result: Any, *, reused: bool = False) -> Unit:
+    def complete(
+        self,
+        lease: Lease,
+        key: str,
+        step: str,
+        digest: str,
+        result: Any,
+        *,
+        reused: bool = False,
+        event: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> Unit:
+        kind, data = event or (None, {})
         row = self._api.tell(
             "unit_complete",
             **held(lease),
@@ -41,6 +52,8 @@ class SupabaseUnits:
             digest=digest,
             result=as_text(result),
             reused=reused,
+            kind=kind,
+            data=as_text(dict(data)),
         )
         return as_unit(row)
 

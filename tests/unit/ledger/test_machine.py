@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from dailies.ledger.sqlite import SqliteLedger
 from dailies.ledger.sqlite.database import Transaction
 from dailies.ledger.sqlite.jobs import SqliteJobs, move
 from dailies.ledger.sqlite.leases import SqliteLeases
+from dailies.ledger.sqlite.messages import write_event
 from dailies.ledger.sqlite.units import SqliteUnits
 from tests.unit.ledger.contract.world import Clock
 
@@ -45,7 +47,9 @@ CAPS = Caps(total=3, per_tenant=2)
 QUEUED, PAUSED, RUNNING = JobState.QUEUED, JobState.PAUSED, JobState.RUNNING
 DONE, FAILED, CANCELED = JobState.DONE, JobState.FAILED, JobState.CANCELED
 FINAL = {DONE, FAILED, CANCELED}
-WORK = st.sampled_from([["begin"], ["begin", "complete"], ["complete"], ["reuse"], ["begin", "complete", "begin"]])
+WORK = st.sampled_from(
+    [["begin"], ["begin", "complete"], ["complete"], ["reuse"], ["begin", "complete", "begin"], ["begin", "begin"]]
+)
 
 
 @dataclass
@@ -61,11 +65,23 @@ class JobModel:
     available_at: float = 0.0
     units: dict[str, tuple[str, int, int, str]] = field(default_factory=dict)  # key: state, fence, attempts, digest
     history: list[JobState] = field(default_factory=lambda: [QUEUED])
+    recoveries: list[tuple[str, int]] = field(default_factory=list)
+    told_of: list[str] = field(default_factory=list)  # units, in the order in which they were first told of
     last_row: Job | None = None
 
     def enter(self, state: JobState) -> None:
         self.state = state
         self.history.append(state)
+        if state in (DONE, FAILED) and self.recoveries:
+            self.recoveries.append(("completed" if state is DONE else "failed", self.attempt))
+
+    def lost(self) -> None:
+        """Its worker died."""
+        self.again()
+        if self.state is QUEUED:
+            self.recoveries.append(("started", self.attempt))
+        elif not self.recoveries:
+            self.recoveries.append(("failed", self.attempt))
 
     def again(self) -> None:
         """An attempt was lost."""
@@ -280,7 +296,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 model.enter(PAUSED)
                 model.told = False
             else:
-                model.again()
+                model.lost()
             model.available_at = self.clock.now
         self.recovered_at = self.clock.now
 
@@ -410,10 +426,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def events_tell_the_same_story(self) -> None:
-        told: dict[str, list[str]] = defaultdict(list)
+        told: dict[str, dict[str, list[Any]]] = {job_id: defaultdict(list) for job_id in self.jobs}
         for event in self.ledger.outbox.pending(limit=10_000):
-            told[event.job].append(event.data["state"])
-        assert told == {job_id: [str(state) for state in model.history] for job_id, model in self.jobs.items()}
+            _, about, what = event.type.split(".")
+            told[event.job][about].append(event.data["unit"] if about == "unit" else (what, event.data["attempt"]))
+        for job_id, model in self.jobs.items():
+            assert [what.upper() for what, _ in told[job_id]["job"]] == [str(state) for state in model.history]
+            assert told[job_id]["recovery"] == model.recoveries
+            assert told[job_id]["unit"] == model.told_of
 
     @invariant()
     def units_are_what_rightful_holders_wrote(self) -> None:
@@ -476,11 +496,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 def modelled(kind: str, machine: LedgerMachine, lease: Lease, key: str) -> None:
-    units = machine.model(lease).units
-    state, _, attempts, _ = units.get(key, ("", 0, 0, ""))
+    units, told_of = machine.model(lease).units, machine.model(lease).told_of
+    state, fence, attempts, content = units.get(key, ("", 0, 0, ""))
+    if kind != "begin" and key not in told_of:
+        told_of.append(key)
     match kind:
         case "begin":
-            units[key] = ("RUNNING", lease.fence, attempts + 1, units.get(key, ("", 0, 0, ""))[3])
+            goes_on = (state, fence) == ("RUNNING", lease.fence)
+            units[key] = ("RUNNING", lease.fence, attempts if goes_on else attempts + 1, content)
         case "complete":
             units[key] = ("DONE", lease.fence, attempts, lease.holder)
         case "reuse":
@@ -505,11 +528,16 @@ def failed_but_tries_again(job: JobModel, now: float) -> None:
     job.again()
 
 
+def complete(machine: LedgerMachine, lease: Lease, key: str, *, reused: bool = False) -> None:
+    event = ("dailies.unit.done", {"unit": key, "reused": reused})
+    machine.ledger.units.complete(lease, key, "step", lease.holder, None, reused=reused, event=event)
+
+
 WRITES: dict[str, Callable[[LedgerMachine, Lease, str], Any]] = {
     "renew": lambda m, lease, key: m.ledger.leases.renew(lease, TTL),
     "begin": lambda m, lease, key: m.ledger.units.begin(lease, key, "step"),
-    "complete": lambda m, lease, key: m.ledger.units.complete(lease, key, "step", lease.holder, None),
-    "reuse": lambda m, lease, key: m.ledger.units.complete(lease, key, "step", lease.holder, None, reused=True),
+    "complete": complete,
+    "reuse": lambda m, lease, key: complete(m, lease, key, reused=True),
     "publish": lambda m, lease, key: m.ledger.generations.publish(lease, f"gen-{lease.fence}/{key}"),
     "release": lambda m, lease, key: m.ledger.leases.release(lease),
     "done": lambda m, lease, key: m.ledger.jobs.done(lease, None),
@@ -568,10 +596,10 @@ def test_whatever_workers_do_the_ledger_stays_what_the_model_says():
 class CheckThenWrite(SqliteUnits):
     """Looks whether the lease is its own when the work begins, and writes without looking again."""
 
-    def complete(self, lease, key, step, digest, result, *, reused=False):
+    def complete(self, lease, key, step, digest, result, *, reused=False, event=None):
         job = lease.resource.removeprefix("job:")
         if not any(unit.key == key and unit.fence == lease.fence for unit in self.of(job)):
-            return super().complete(lease, key, step, digest, result, reused=reused)
+            return super().complete(lease, key, step, digest, result, reused=reused, event=event)
         with self._database.transaction() as tx:
             tx.run(
                 "UPDATE units SET state = 'DONE', digest = :digest, result = :result WHERE job = :job AND key = :key",
@@ -581,6 +609,43 @@ class CheckThenWrite(SqliteUnits):
                 key=key,
             )
         return next(unit for unit in self.of(job) if unit.key == key)
+
+
+class TellsBeforeItIsDone(SqliteUnits):
+    """Writes the event in a transaction of its own, and finds out about its fence after that."""
+
+    def complete(self, lease, key, step, digest, result, *, reused=False, event=None):
+        self._tell(lease.resource.removeprefix("job:"), key, event)
+        return super().complete(lease, key, step, digest, result, reused=reused)
+
+    def _tell(self, job, occasion, event):
+        if event is not None:
+            with self._database.transaction() as tx:
+                write_event(tx, job, event[0], "", occasion, event[1])
+
+
+class TellsEachTime(TellsBeforeItIsDone):
+    """Takes each completion of a unit for another occasion."""
+
+    def complete(self, lease, key, step, digest, result, *, reused=False, event=None):
+        unit = super(TellsBeforeItIsDone, self).complete(lease, key, step, digest, result, reused=reused)
+        self._tell(unit.job, f"{key}:{unit.fence}:{unit.reuses}", event)
+        return unit
+
+
+class CountsEachTry(SqliteUnits):
+    """Takes a step's second try for another beginning of its unit."""
+
+    def begin(self, lease, key, step):
+        job = lease.resource.removeprefix("job:")
+        tried = {(unit.key, unit.fence) for unit in self.of(job) if unit.state == "RUNNING"}
+        begun = super().begin(lease, key, step)
+        with self._database.transaction() as tx:
+            again = int((key, lease.fence) in tried)
+            tx.run(
+                "UPDATE units SET attempts = attempts + :n WHERE job = :job AND key = :key", n=again, job=job, key=key
+            )
+        return begun
 
 
 class ForgetfulLeases(SqliteLeases):
@@ -627,6 +692,49 @@ class RecoverForgetsTheEvent(SqliteJobs):
         return row is None
 
 
+class RecoversInSilence(SqliteJobs):
+    """Says that the job is queued, and not why."""
+
+    def recover(self):
+        with self._silence("started", "failed"):
+            return super().recover()
+
+    @contextmanager
+    def _silence(self, *kinds):
+        names = ", ".join(f"'dailies.recovery.{kind}'" for kind in kinds)
+        with self._database.transaction() as tx:
+            tx.run(f"""CREATE TRIGGER hush BEFORE INSERT ON outbox WHEN NEW.type IN ({names})
+                       BEGIN SELECT RAISE(IGNORE); END""")
+        try:
+            yield
+        finally:
+            with self._database.transaction() as tx:
+                tx.run("DROP TRIGGER hush")
+
+
+class ForgetsThatItWasRecovered(RecoversInSilence):
+    """Recovers, and never tells how it went."""
+
+    def recover(self):
+        return super(RecoversInSilence, self).recover()
+
+    def done(self, lease, result):
+        with self._silence("completed"):
+            return super().done(lease, result)
+
+
+class RecoversTwice(SqliteJobs):
+    """Tells of the same recovery as of two."""
+
+    def recover(self):
+        jobs = super().recover()
+        with self._database.transaction() as tx:
+            for job in jobs:
+                data = {"attempt": job.attempt}
+                write_event(tx, job.id, "dailies.recovery.started", job.subject, f"{job.attempt} again", data)
+        return jobs
+
+
 def put_back(tx: Transaction, job: Job) -> None:
     tx.run("UPDATE jobs SET state = 'QUEUED', attempt = attempt + 1, crashes = crashes + 1 WHERE id = :id", id=job.id)
     tx.run("UPDATE leases SET holder = NULL, fence = fence + 1 WHERE resource = :r", r=job_resource(job.id))
@@ -645,10 +753,16 @@ def broken(part: str, defect: type[Any]) -> type[SqliteMachine]:
     ("part", "defect"),
     [
         ("units", CheckThenWrite),
+        ("units", TellsBeforeItIsDone),
+        ("units", TellsEachTime),
+        ("units", CountsEachTry),
         ("leases", ForgetfulLeases),
         ("leases", RenewsTheDead),
         ("jobs", CancelLeavesTheLease),
         ("jobs", RecoverForgetsTheEvent),
+        ("jobs", RecoversInSilence),
+        ("jobs", ForgetsThatItWasRecovered),
+        ("jobs", RecoversTwice),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )

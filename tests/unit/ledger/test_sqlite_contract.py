@@ -7,6 +7,8 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
@@ -14,8 +16,24 @@ from dailies.errors import DailiesError, Injected, Missing, NotConfigured, Trans
 from dailies.ledger.records import JobState, VideoState, job_resource
 from dailies.ledger.sqlite import SqliteLedger, database
 from dailies.ledger.sqlite.audit import RULES
-from tests.unit.ledger.contract import dispatch, jobs, leases, messages, units, videos, whole
-from tests.unit.ledger.contract.world import ORDERS, ROOM, TTL, Clock, at_once, in_state, picture, request, running
+from dailies.ledger.sqlite.messages import write_event
+from dailies.ledger.sqlite.units import SqliteUnits
+from tests.unit.ledger.contract import dispatch, jobs, leases, messages, recoveries, units, videos, whole
+from tests.unit.ledger.contract.world import (
+    ORDERS,
+    RECOVERY_ORDERS,
+    ROOM,
+    TTL,
+    Clock,
+    at_once,
+    in_state,
+    picture,
+    recoveries_of,
+    request,
+    running,
+    running_again,
+    told,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -76,6 +94,10 @@ class TestHandBack(jobs.HandBackContract):
 
 
 class TestRecovery(jobs.RecoveryContract):
+    pass
+
+
+class TestRecoveryEvents(recoveries.RecoveryEventContract):
     pass
 
 
@@ -272,6 +294,66 @@ def test_a_submission_whose_event_cannot_be_written_was_not_accepted(ledger, dam
     assert list(ledger.dispatch.jobs_of("run-1")) == []
 
 
+DENY = """CREATE TRIGGER deny BEFORE INSERT ON outbox WHEN NEW.type LIKE '{about}'
+    BEGIN SELECT RAISE(ABORT, 'no more events'); END"""
+
+
+@pytest.mark.parametrize("order", RECOVERY_ORDERS)
+def test_a_transition_whose_recovery_cannot_be_told_does_not_happen(ledger, clock, damage, order):
+    """The event of its state alone could be written."""
+    act, max_attempts = RECOVERY_ORDERS[order]
+    job, lease = running_again(ledger, clock, max_attempts=max_attempts)
+    if order.startswith("recover"):
+        clock.advance(TTL)
+    before = picture(ledger, job.id)
+    damage(DENY.format(about="dailies.recovery.%"))
+    with pytest.raises(sqlite3.IntegrityError, match="no more events"):
+        act(ledger, job, lease)
+    assert picture(ledger, job.id) == before
+    damage("DROP TRIGGER deny")
+    told_before = len(recoveries_of(ledger, job.id))
+    act(ledger, job, lease)
+    assert len(recoveries_of(ledger, job.id)) == told_before + 1
+
+
+class TellsAfterwards(SqliteUnits):
+    """Completes the unit, and writes its event in the next transaction."""
+
+    def complete(self, lease, key, step, digest, result, *, reused=False, event=None):
+        unit = super().complete(lease, key, step, digest, result, reused=reused)
+        with self._database.transaction() as tx:
+            write_event(tx, unit.job, event[0], "video-1", key, event[1])
+        return unit
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_unit_whose_event_cannot_be_written_is_not_done(ledger, damage, reused):
+    job, lease = running(ledger)
+    before = complete_without_events(ledger, damage, job, lease, reused)
+    assert picture(ledger, job.id) == before
+    damage("DROP TRIGGER deny")
+    ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused, event=("dailies.chunk.done", {}))
+    assert [event.type for event in told(ledger, job.id, "chunk")] == ["dailies.chunk.done"]
+
+
+def test_a_unit_that_tells_in_another_transaction_is_done_without_its_event(ledger, damage):
+    """The control of the test above: a process that died between the two would have left the same."""
+    ledger.units = TellsAfterwards(ledger._database)
+    job, lease = running(ledger)
+    before = complete_without_events(ledger, damage, job, lease, reused=False)
+    assert picture(ledger, job.id) != before
+    assert ([unit.state for unit in ledger.units.of(job.id)], told(ledger, job.id, "chunk")) == (["DONE"], [])
+
+
+def complete_without_events(ledger, damage, job, lease, reused):
+    ledger.units.begin(lease, "unit-1", "probe")
+    before = picture(ledger, job.id)
+    damage(DENY.format(about="dailies.chunk.%"))
+    with pytest.raises(sqlite3.IntegrityError, match="no more events"):
+        ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused, event=("dailies.chunk.done", {}))
+    return before
+
+
 # ── one file, many processes ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -308,6 +390,27 @@ def test_a_forked_process_uses_a_connection_of_its_own(ledger):
     child.join(10)
     assert child.exitcode == 0
     assert {ledger.tenants.tier(f"{who}-{n}") for who in ("parent", "child") for n in range(20)} == {"premium"}
+    assert not any(ledger.audit().values())
+
+
+def _recover_in_child(ledger: SqliteLedger, gate: Barrier, counts: SimpleQueue[int]) -> None:
+    gate.wait(10)
+    counts.put(len(ledger.jobs.recover()))
+
+
+def test_five_processes_that_recover_at_once_tell_it_once(ledger, clock):
+    ids = [running(ledger, run=f"run-{number}", subject=f"video-{number}")[0].id for number in range(4)]
+    clock.advance(TTL)
+    fork = multiprocessing.get_context("fork")
+    gate, counts = fork.Barrier(5), fork.SimpleQueue()
+    children = [fork.Process(target=_recover_in_child, args=(ledger, gate, counts)) for _ in range(5)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(20)
+    assert [child.exitcode for child in children] == [0] * 5
+    assert sum(counts.get() for _ in children) == len(ids)
+    assert [recoveries_of(ledger, job) for job in ids] == [[("started", 2)]] * len(ids)
     assert not any(ledger.audit().values())
 
 

@@ -246,6 +246,12 @@ class DispatchContract(Sound):
         assert (failed.state, failed.attempt) == (JobState.FAILED, 1)
         assert (failed.error_code, failed.error) == ("not_configured", "there is no deployment x")
 
+    def test_the_reason_to_give_up_is_of_bounded_length(self, ledger):
+        job = ledger.jobs.submit(request())
+        ledger.dispatch.next(ROOM)
+        failed = ledger.dispatch.give_up(job.id, 1, NotConfigured("x\0" * 2000))
+        assert failed.error == "x\N{REPLACEMENT CHARACTER}" * 1000
+
     @pytest.mark.parametrize("state", sorted({*JobState} - {JobState.QUEUED}))
     def test_what_is_not_waiting_cannot_be_given_up(self, ledger, state):
         job, _ = in_state(ledger, state)

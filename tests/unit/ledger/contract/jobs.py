@@ -39,6 +39,7 @@ from tests.unit.ledger.contract.world import (
     running,
     start_again,
     states,
+    told,
     unchanged,
 )
 
@@ -414,7 +415,7 @@ class RecoveryContract(Sound):
         assert (back.state, back.attempt, back.crashes) == (JobState.QUEUED, 2, 1)
         assert (back.message, RECOVERED) == (RECOVERED, "Recovered after restart")
         assert (back.error_code, back.error) == ("", "")
-        last = ledger.outbox.of(job.id)[-1]
+        last = told(ledger, job.id, "job")[-1]
         assert (last.data["recovery"], last.data["attempt"], last.data["message"]) == (True, 2, RECOVERED)
         assert [(run.attempt, run.ending) for run in ledger.dispatch.unshown()] == [(1, "crashed")]
         assert start_again(ledger, job.id, "run-2")[1].fence > lease.fence

@@ -21,6 +21,7 @@ from tests.unit.ledger.contract.world import (
     request,
     running,
     start_again,
+    told,
 )
 
 
@@ -46,7 +47,8 @@ class OutboxContract(Sound):
             ("running", 3, False),
             ("failed", 3, False),
         ]
-        events = list(ledger.outbox.of(job.id))
+        assert list(ledger.outbox.pending()) == list(ledger.outbox.of(job.id))
+        events = told(ledger, job.id, "job")
         assert [(e.type, e.data["attempt"], e.data["recovery"]) for e in events] == [
             (f"dailies.job.{state}", attempt, recovery) for state, attempt, recovery in expected
         ]
@@ -55,7 +57,6 @@ class OutboxContract(Sound):
         assert {(e.data["job"], e.data["tenant"], e.data["kind"]) for e in events} == {(job.id, "acme", "ingest-media")}
         assert events[-1].data["error_code"] == "unreadable"
         assert events[2].time == pytest.approx(events[1].time + 1)
-        assert list(ledger.outbox.pending()) == events
 
     def test_ids_are_made_of_the_transition_alone(self, ledger):
         job, lease = running(ledger)

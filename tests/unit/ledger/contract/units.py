@@ -9,16 +9,26 @@ from dailies.errors import (
     Missing,
     Unreadable,
 )
+from dailies.ledger.interface import Ledger
 from dailies.ledger.records import (
     JobState,
+    Lease,
+    event_id,
 )
 from tests.unit.ledger.contract.world import (
     TTL,
     Sound,
+    at_once,
     running,
     start_again,
+    told,
     unchanged,
 )
+
+
+def chunk_done(ledger: Ledger, lease: Lease, key: str, number: int, *, reused: bool = False) -> None:
+    event = ("dailies.chunk.done", {"number": number})
+    ledger.units.complete(lease, key, "probe", "d", number, reused=reused, event=event)
 
 
 class UnitContract(Sound):
@@ -61,6 +71,89 @@ class UnitContract(Sound):
         [unit] = ledger.units.of(job.id)
         assert (unit.attempts, unit.fence) == (2, lease.fence)
 
+    def test_a_step_that_is_tried_again_by_the_same_holder_has_not_begun_anew(self, ledger):
+        job, lease = running(ledger)
+        first = ledger.units.begin(lease, "unit-1", "probe")
+        assert [ledger.units.begin(lease, "unit-1", "probe") for _ in range(2)] == [first, first]
+        ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+        assert [unit.attempts for unit in ledger.units.of(job.id)] == [1]
+
+    @pytest.mark.parametrize(("reused", "before"), [(False, 1), (True, 0)])
+    def test_a_finished_unit_that_is_begun_has_begun_anew(self, ledger, reused, before):
+        """It was found damaged."""
+        _, lease = running(ledger)
+        if not reused:
+            ledger.units.begin(lease, "unit-1", "probe")
+        finished = ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused)
+        assert (finished.state, finished.attempts) == ("REUSED" if reused else "DONE", before)
+        assert ledger.units.begin(lease, "unit-1", "probe").attempts == before + 1
+        assert ledger.units.begin(lease, "unit-1", "probe").attempts == before + 1
+
+    def test_a_run_of_the_same_name_under_a_new_fence_begins_anew(self, ledger):
+        job, lease = running(ledger)
+        ledger.units.begin(lease, "unit-1", "probe")
+        ledger.jobs.hand_back(lease, "told to stop")
+        _, lease = start_again(ledger, job.id, "run-1")
+        assert ledger.units.begin(lease, "unit-1", "probe").attempts == 2
+
+    @pytest.mark.parametrize("reused", [False, True])
+    def test_a_unit_tells_its_event_when_it_is_done_and_not_before(self, ledger, clock, reused):
+        job, lease = running(ledger)
+        ledger.units.begin(lease, "unit-1", "probe")
+        assert told(ledger, job.id, "chunk") == []
+        clock.advance(2)
+        said = {"text": "ü", "n": [1, None], "a": {"b": 0.5}}
+        ledger.units.complete(lease, "unit-1", "probe", "d", 1, reused=reused, event=("dailies.chunk.done", said))
+        [event] = told(ledger, job.id, "chunk")
+        assert (event.type, event.subject, event.job, event.data) == ("dailies.chunk.done", "video-1", job.id, said)
+        assert event.id == event_id("dailies/ledger", job.id, "dailies.chunk.done", "unit-1")
+        assert event.time == pytest.approx(clock.now)
+        assert ledger.outbox.pending()[-1] == event
+
+    def test_a_unit_of_a_job_tells_its_event_once_however_often_it_is_completed(self, ledger, clock):
+        job, lease = running(ledger)
+        for number, reused in enumerate((False, False, True)):
+            chunk_done(ledger, lease, "unit-1", number, reused=reused)
+        ledger.units.begin(lease, "unit-1", "probe")
+        chunk_done(ledger, lease, "unit-1", 3)
+        clock.advance(TTL)
+        ledger.jobs.recover()
+        _, lease = start_again(ledger, job.id, "run-2")
+        chunk_done(ledger, lease, "unit-1", 4, reused=True)
+        assert [event.data for event in told(ledger, job.id, "chunk")] == [{"number": 0}]
+        assert [unit.reuses for unit in ledger.units.of(job.id)] == [2], "each was recorded"
+
+    def test_each_unit_and_each_job_tells_its_own_event(self, ledger):
+        job, lease = running(ledger)
+        other_job, other = running(ledger, run="run-2", subject="video-2")
+        chunk_done(ledger, lease, "unit-1", 1)
+        chunk_done(ledger, lease, "unit-2", 2)
+        chunk_done(ledger, other, "unit-1", 3, reused=True)
+        assert [event.data["number"] for event in told(ledger, job.id, "chunk")] == [1, 2]
+        assert [(e.data["number"], e.subject) for e in told(ledger, other_job.id, "chunk")] == [(3, "video-2")]
+
+    def test_a_unit_completed_first_in_silence_can_tell_later(self, ledger):
+        job, lease = running(ledger)
+        ledger.units.complete(lease, "unit-1", "probe", "d", 1)
+        chunk_done(ledger, lease, "unit-1", 1, reused=True)
+        assert [event.data for event in told(ledger, job.id, "chunk")] == [{"number": 1}]
+
+    def test_units_that_end_at_once_each_tell_their_event_once(self, ledger, another):
+        job, lease = running(ledger)
+
+        def complete(number):
+            own = another()
+            for each in (number, number + 1):
+                chunk_done(own, lease, f"unit-{each % 4}", each)
+            own.close()
+
+        at_once(4, complete)
+        events = told(ledger, job.id, "chunk")
+        assert sorted(event.data["number"] % 4 for event in events) == [0, 1, 2, 3]
+        assert {event.id for event in events} == {
+            event_id("dailies/ledger", job.id, "dailies.chunk.done", unit.key) for unit in ledger.units.of(job.id)
+        }
+
     def test_reusing_is_not_beginning(self, ledger):
         _, lease = running(ledger)
         ledger.units.begin(lease, "unit-1", "probe")
@@ -101,6 +194,7 @@ class UnitContract(Sound):
         for write in (
             lambda: ledger.units.begin(lease, "unit-1", "probe"),
             lambda: ledger.units.complete(lease, "unit-1", "probe", "d", 1),
+            lambda: chunk_done(ledger, lease, "unit-1", 1),
             lambda: ledger.calls.intend(lease, "unit-1"),
             lambda: ledger.outbox.emit(lease, "dailies.note", "once", {}),
         ):

@@ -17,6 +17,7 @@ from dailies.errors import (
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import (
     Caps,
+    Event,
     Job,
     JobRequest,
     JobState,
@@ -97,7 +98,20 @@ def picture(ledger: Ledger, job_id: str) -> tuple[object, ...]:
 
 
 def states(ledger: Ledger, job_id: str) -> list[str]:
-    return [event.type.removeprefix("dailies.job.").upper() for event in ledger.outbox.of(job_id)]
+    return [event.type.removeprefix("dailies.job.").upper() for event in told(ledger, job_id, "job")]
+
+
+def told(ledger: Ledger, job_id: str, about: str) -> list[Event]:
+    """The events of a job that are of one family."""
+    return [event for event in ledger.outbox.of(job_id) if event.type.startswith(f"dailies.{about}.")]
+
+
+def recoveries_of(ledger: Ledger, job_id: str) -> list[tuple[str, int]]:
+    """What was told of its recoveries, and in which attempts."""
+    return [
+        (event.type.removeprefix("dailies.recovery."), event.data["attempt"])
+        for event in told(ledger, job_id, "recovery")
+    ]
 
 
 @contextmanager
@@ -143,6 +157,12 @@ FENCED_WRITES: dict[str, Callable[[Ledger, Lease], Any]] = {
     "complete a unit": lambda ledger, lease: ledger.units.complete(lease, "unit-1", "probe", "d-late", {"late": True}),
     "complete a new unit": lambda ledger, lease: ledger.units.complete(lease, "unit-new", "probe", "d-late", 1),
     "reuse a unit": lambda ledger, lease: ledger.units.complete(lease, "u", "probe", "d-late", 1, reused=True),
+    "complete a unit and tell": lambda ledger, lease: ledger.units.complete(
+        lease, "unit-1", "probe", "d-late", 1, event=("dailies.late", {"late": True})
+    ),
+    "reuse a unit and tell": lambda ledger, lease: ledger.units.complete(
+        lease, "u", "probe", "d-late", 1, reused=True, event=("dailies.late", {"late": True})
+    ),
     "intend a call": lambda ledger, lease: ledger.calls.intend(lease, "unit-new"),
     "intend a known call": lambda ledger, lease: ledger.calls.intend(lease, "unit-1"),
     "submit a call": lambda ledger, lease: ledger.calls.submitted(lease, "unit-1", "late-call"),
@@ -174,6 +194,14 @@ def taken_over(ledger: Ledger, clock: Clock, job: Job, lease: Lease) -> None:
 def recovered(ledger: Ledger, clock: Clock, job: Job, lease: Lease) -> None:
     clock.advance(TTL)
     ledger.jobs.recover()
+
+
+def running_again(ledger: Ledger, clock: Clock, **changes: Any) -> tuple[Job, Lease]:
+    """A job whose first worker died, in the hands of the next one."""
+    job, _ = running(ledger, **changes)
+    clock.advance(TTL)
+    ledger.jobs.recover()
+    return start_again(ledger, job.id, "run-2")
 
 
 def swept(ledger: Ledger, clock: Clock, job: Job, lease: Lease) -> None:
@@ -217,4 +245,14 @@ ORDERS: dict[str, Callable[[Ledger, Job, Lease], Any]] = {
     "pause": lambda ledger, job, lease: ledger.jobs.pause(job.id),
     "resume": lambda ledger, job, lease: ledger.jobs.resume(job.id),
     "recover": lambda ledger, job, lease: ledger.jobs.recover() or ledger.jobs.get(job.id),
+}
+
+
+# What tells of a recovery, of a job in its second attempt with so many in all.
+RECOVERY_ORDERS: dict[str, tuple[Callable[[Ledger, Job, Lease], Any], int]] = {
+    "done": (ORDERS["done"], 3),
+    "failed": (ORDERS["failed"], 3),
+    "failed with retry": (ORDERS["failed with retry"], 2),
+    "recover": (ORDERS["recover"], 3),
+    "recover for the last time": (ORDERS["recover"], 2),
 }
