@@ -7,6 +7,7 @@ from blocks.compute import LocalCompute, ModalCompute
 from blocks.redis import RedisStream
 from blocks.s3 import S3Bucket
 from blocks.site import LocalFolder, PrefectEvents, Site, SqliteLedger
+from blocks.speech import SpeechEndpoint, WhisperModel
 from blocks.supabase import SupabaseLedger
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "RedisStream",
     "S3Bucket",
     "Site",
+    "SpeechEndpoint",
     "SqliteLedger",
     "SupabaseLedger",
+    "WhisperModel",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prefect.blocks.core import Block
@@ -14,6 +16,7 @@ from blocks._part import Part
 from blocks.compute import LocalCompute, ModalCompute
 from blocks.redis import RedisStream
 from blocks.s3 import S3Bucket
+from blocks.speech import SpeechEndpoint, WhisperModel
 from blocks.supabase import SupabaseLedger
 from dailies.compute.interface import Compute
 from dailies.errors import NotConfigured
@@ -35,6 +38,8 @@ class OpenSite:
     compute: Compute
     events: Sink | None
     scenarios: bool = True
+    # Settings by engine. They hold the keys in plain text, because they travel.
+    engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
 
 class LocalFolder(Part):
@@ -100,6 +105,16 @@ class Site(Block):
     stream: RedisStream | None = Field(
         default=None, title="Stream", description="A Redis stream that gets the events as well. Empty: Prefect alone."
     )
+    speech_endpoint: SpeechEndpoint | None = Field(
+        default=None,
+        title="Speech endpoint",
+        description="What the engine openai asks. Empty: what the environment of the work says.",
+    )
+    whisper: WhisperModel | None = Field(
+        default=None,
+        title="Whisper",
+        description="The model of the engine whisper. Empty: what the environment of the work says, else base.",
+    )
     scenarios: bool = Field(
         default=False,
         description="Whether scenarios may run here. They kill, freeze and take over whatever they find in the ledger: "
@@ -114,7 +129,13 @@ class Site(Block):
             self.compute.open(self.store),
             self.open_events(),
             self.scenarios,
+            self.engines(),
         )
+
+    def engines(self) -> dict[str, dict[str, Any]]:
+        """Settings by the engine's name, and only for what is set here."""
+        parts = {"openai": self.speech_endpoint, "whisper": self.whisper}
+        return {name: part.settings() for name, part in parts.items() if part is not None}
 
     def open_events(self) -> Sink | None:
         prefect = self.events.open()
