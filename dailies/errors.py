@@ -21,6 +21,7 @@
     │   ├── Stopped             the job was canceled or paused while it ran
     │   ├── IllegalTransition   the state machine has no such arrow
     │   └── IdempotencyConflict same key, another request
+    ├── Damaged               a working file of ours is not what was written: it is made again
     └── NotConfigured         says what to configure, and how
 
 The ``code`` of each is stable: it is what the ledger, the events and the user see.
@@ -129,6 +130,10 @@ class IllegalTransition(Conflict):
 
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
+
+
+class Damaged(DailiesError):
+    code = "damaged"
 
 
 class NotConfigured(DailiesError):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCENARIOS = {
     "caption-ocr-e2e": "flows.scenarios.caption_ocr_e2e:caption_ocr_e2e",
     "crop-infer-e2e": "flows.scenarios.crop_infer_e2e:crop_infer_e2e",
+    "job-recovery": "flows.scenarios.job_recovery:job_recovery",
     "lock-contention": "flows.scenarios.lock_contention:lock_contention",
     "video-processing-e2e": "flows.scenarios.video_processing_e2e:video_processing_e2e",
 }

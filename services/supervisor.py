@@ -15,6 +15,7 @@ from dailies.errors import DailiesError, Held, NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.holding import holding
 from dailies.ledger.records import Caps
+from tasks._leftovers import clear_orphans
 from tasks.supervision import sweep
 
 log = logging.getLogger("dailies.supervisor")
@@ -28,19 +29,21 @@ def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
     relaying = threading.Thread(target=relay_events, args=(site, ended), name="relay")
     relaying.start()
     try:
-        next_clean = 0.0
+        next_clean, cleaned = 0.0, time.time() - KEPT_S
         while not ended.wait(SWEEP_S):
             sweep(site, caps)
             if time.monotonic() >= next_clean:
-                next_clean = time.monotonic() + CLEAN_S
-                clean(site)
+                next_clean, since, cleaned = time.monotonic() + CLEAN_S, cleaned, time.time()
+                clean(site, since - CLEAN_S)
     finally:
         ended.set()
         relaying.join()
 
 
-def clean(site: OpenSite) -> None:
-    """What killed writers left in the store, and the folders of calls whose result nobody will ask for any more."""
+def clean(site: OpenSite, since: float) -> None:
+    """What killed writers left in the store, the folders of calls whose result nobody will ask for any more, and the
+    working files of jobs that ended since."""
+    clear_orphans(site, since)
     for what in (site.store, site.compute):
         try:
             removed = what.clean(KEPT_S)

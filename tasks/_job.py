@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
@@ -27,10 +29,14 @@ from pydantic import NonNegativeFloat
 from pydantic_core import to_jsonable_python
 
 from blocks.site import OpenSite, open_site
+from dailies.compute.child import Children
 from dailies.errors import BadInput, Conflict, DailiesError, Fenced, Held, NotConfigured, Stopped, Transient
+from dailies.events.schemas import RECOVERY_STARTED, checked
+from dailies.failpoints import failpoint
 from dailies.ledger.holding import TTL_S, Keeper, acquire, give_back, keeping
 from dailies.ledger.records import Job, JobRequest, JobState, Lease
 from tasks._hooks import cancel_job
+from tasks._leftovers import clear, scratch_of
 
 RETRY_IN_S = 5.0  # after the first failure; four times as long after each further one
 PROGRESS_S = 2.0
@@ -51,6 +57,7 @@ class Working:
     keeper: Keeper
     video: Lease
     patience: float = 30.0
+    children: Children = field(default_factory=Children)
 
     @contextmanager
     def holding(self, resource: str) -> Iterator[Lease]:
@@ -64,6 +71,21 @@ class Working:
     def check(self) -> None:
         """Raise if nothing new may be begun: canceled, paused, or not ours any more."""
         self.keeper.check()
+
+    def tell(self, kind: str, occasion: str, data: Mapping[str, Any]) -> None:
+        """An event that is no change of state. The same occasion is told once, however often it is tried."""
+        self.site.ledger.outbox.emit(self.lease, kind, occasion, checked(kind, {"job_id": self.job.id, **data}))
+
+    def recovered(self) -> bool:
+        """Whether this attempt goes on with what one left whose worker died."""
+        events = self.site.ledger.outbox.of(self.job.id) if self.job.attempt > 1 else ()
+        return any(event.type == RECOVERY_STARTED for event in events)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on this machine. What a killed run leaves in it is found by the job's name and removed."""
+        with TemporaryDirectory(dir=scratch_of(self.job.id, create=True)) as folder:
+            yield Path(folder)
 
     def progress(self, what: str) -> Callable[[float], None]:
         """Shows itself in the UI only when the work takes long enough for somebody to wonder."""
@@ -137,9 +159,12 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             try:
                 result = function(working, **own)
             finally:
+                working.children.close()
                 give_back(site.ledger, keeper, working.video)
             keeper.drop(lease)
             site.ledger.jobs.done(lease, result)
+            failpoint("job.done")
+            clear(site, job)
             return result
         except BaseException as error:
             keeper.drop(lease)
@@ -229,10 +254,12 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
 
 
 def settle(site: OpenSite, job_id: str) -> None:
-    """So that what the job's video says is right at once. The sweep sees to it anyway."""
+    """So that what the job's video says is right at once, and nothing is left. The sweep sees to it anyway."""
     try:
-        if site.ledger.jobs.get(job_id).final:
+        job = site.ledger.jobs.get(job_id)
+        if job.final:
             site.ledger.videos.settle()
+            clear(site, job)
     except Exception as error:  # noqa: BLE001 - nothing that fails here may hide how the job ended
         get_run_logger().warning("action=later job=%s error=%s", job_id, error)
 

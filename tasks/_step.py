@@ -10,24 +10,29 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, cast
 
 from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from dailies.canonical import digest
 from dailies.compute.child import run_in_child
 from dailies.errors import Transient
+from dailies.events.schemas import checked
 from dailies.failpoints import failpoint
 from dailies.ledger.records import Unit
 from dailies.store.interface import Artifact
 from tasks._job import Working
 
 P = ParamSpec("P")
+# What a finished unit says of itself, by its job, what came out and how long it took: type and data of an event.
+Tells = Callable[[Working, "Output", float], tuple[str, Mapping[str, Any]]]
 POINTS = ("before", "after", "committed")
 REGISTRY: dict[str, Step[...]] = {}
 # A child process is stopped at its own limit; Prefect's comes a little later, for what is stuck around it.
@@ -56,13 +61,20 @@ class Step(Generic[P]):
     """Call it like the function; it runs as a Prefect task and passes its crash points."""
 
     def __init__(
-        self, function: Callable[Concatenate[Working, P], Output], kind: str, version: int, timeout: float, retries: int
+        self,
+        function: Callable[Concatenate[Working, P], Output],
+        kind: str,
+        version: int,
+        timeout: float,
+        retries: int,
+        tells: Tells | None = None,
     ) -> None:
         self.function = function
         self.name = function.__name__
         self.kind = kind
         self.version = version
         self.timeout = timeout
+        self.tells = tells
         self.points = tuple(f"{self.name}:{point}" for point in POINTS)
         run = self._work if kind == "work" else self._effect
 
@@ -90,6 +102,13 @@ class Step(Generic[P]):
         # A step that was reused returns a state with a name of its own, and Prefect hands that state through.
         return cast(Output, answer.result() if isinstance(answer, State) else answer)
 
+    def submit(self, job: Working, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[Any]:
+        """Run it beside others. Its result is the same ``Output``, also where it was reused.
+
+        Prefect's own limit could not interrupt a thread: what takes long runs in a child, which has the step's.
+        """
+        return self.task.with_options(timeout_seconds=0).submit(job, *args, **kwargs)
+
     def key(self, job: Working, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """The same work has the same key: same tenant and subject, same version of the step, same inputs."""
         asked = [job.site.name, job.job.tenant, job.job.subject, self.name, self.version, list(args), kwargs]
@@ -100,16 +119,27 @@ class Step(Generic[P]):
         key = self.key(job, args, kwargs)
         found = job.site.ledger.units.find(key)
         if found is not None and (output := self._whole(job, found)) is not None:
-            job.site.ledger.units.complete(job.lease, key, self.name, found.digest, found.result, reused=True)
+            event = self._event(job, output, 0.0)
+            job.site.ledger.units.complete(
+                job.lease, key, self.name, found.digest, found.result, reused=True, event=event
+            )
             return Completed(name="Reused", message=f"made by job {found.job}", data=output)
         job.site.ledger.units.begin(job.lease, key, self.name)
         failpoint(f"{self.name}:before")
+        begun = time.monotonic()
         output = self.function(job, *args, **kwargs)
         failpoint(f"{self.name}:after")
         record = output.to_json()
-        job.site.ledger.units.complete(job.lease, key, self.name, digest(record), record)
+        event = self._event(job, output, time.monotonic() - begun)
+        job.site.ledger.units.complete(job.lease, key, self.name, digest(record), record, event=event)
         failpoint(f"{self.name}:committed")
         return output
+
+    def _event(self, job: Working, output: Output, seconds: float) -> tuple[str, Mapping[str, Any]] | None:
+        if self.tells is None:
+            return None
+        kind, data = self.tells(job, output, seconds)
+        return kind, checked(kind, {"job_id": job.job.id, **data})
 
     def _effect(self, job: Working, /, *args: Any, **kwargs: Any) -> Output:
         failpoint(f"{self.name}:before")
@@ -130,10 +160,10 @@ class Step(Generic[P]):
 
 
 def work(
-    *, version: int, timeout: float, retries: int = 2
+    *, version: int, timeout: float, retries: int = 2, tells: Tells | None = None
 ) -> Callable[[Callable[Concatenate[Working, P], Output]], Step[P]]:
-    """Raise ``version`` when the same inputs would now give another output."""
-    return lambda function: Step(function, "work", version, timeout, retries)
+    """Raise ``version`` when the same inputs would now give another output. What it ``tells`` is committed with it."""
+    return lambda function: Step(function, "work", version, timeout, retries, tells)
 
 
 def effect(*, timeout: float, retries: int = 2) -> Callable[[Callable[Concatenate[Working, P], Output]], Step[P]]:
@@ -144,12 +174,16 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     return isinstance(state.data, Transient)
 
 
-def in_child(job: Working, step: Step[...], function: str, **arguments: Any) -> Any:
-    """Run the heavy part of a step where a cancel, a lost lease or the timeout can stop it."""
-    progress = job.progress(step.name)
+def in_child(job: Working, step: Step[...], function: str, *, keep: bool = False, **arguments: Any) -> Any:
+    """Run the heavy part of a step where a cancel, a lost lease or the timeout can stop it.
+
+    ``keep`` is for what takes long to load: the process waits for the next call until the job ends.
+    """
+    progress = (lambda part: None) if keep else job.progress(step.name)
     stopped: threading.Event = job.keeper.stopped
+    run = job.children.call if keep else run_in_child
     try:
-        return run_in_child(function, timeout=step.timeout, stopped=stopped, progress=progress, **arguments)
+        return run(function, timeout=step.timeout, stopped=stopped, progress=progress, **arguments)
     finally:
         if job.keeper.stopped.is_set():  # told to pause, it may finish the unit it is in
             job.check()

@@ -7,7 +7,7 @@ conditional statement of the ledger, each call to Prefect can be made again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +18,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
+    FlowRunFilterParentTaskRunId,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -27,19 +29,23 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
-from prefect.states import Cancelled, Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from blocks.site import OpenSite
 from dailies.compute.modal_token import token_is_missing
-from dailies.errors import NotConfigured, Transient
+from dailies.errors import Missing, NotConfigured, Transient
 from dailies.events.relay import relay
 from dailies.ledger.priority import priority_tags
-from dailies.ledger.records import RECOVERED, Caps, Job, Run
+from dailies.ledger.records import RECOVERED, Caps, Job, JobState, Run, job_resource
 from tasks._compute import reap_orphans
+from tasks._leftovers import clear
 
 log = logging.getLogger("dailies.supervisor")
 START_GRACE_S = 60.0
 BIND_GRACE_S = 5.0
+# A run that has just ended in the ledger says so to Prefect itself, if it lives.
+LEASELESS_GRACE_S = 30.0
+PAGE = 200
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Swept:
     skipped: int = 0
     reaped: int = 0
     settled: int = 0
+    reconciled: int = 0
 
     def __str__(self) -> str:
         return " ".join(f"{name}={count}" for name, count in asdict(self).items() if count) or "nothing to do"
@@ -74,6 +81,7 @@ def sweep(site: OpenSite, caps: Caps | None = None) -> Swept:
         parts: list[Callable[[], None]] = [
             lambda: show_endings(site, client, swept),
             lambda: chase_unstarted(site, client),
+            lambda: reconcile(site, client, swept),
             lambda: dispatch(site, client, caps or Caps(), swept),
             lambda: skip_gpu_twins(client, swept),
         ]
@@ -98,6 +106,7 @@ def recover(site: OpenSite, swept: Swept) -> None:
         log.warning("action=recover job=%s attempt=%s state=%s message=%s", job.id, job.attempt, job.state, job.message)
         if job.final:
             swept.failed += 1
+            clear(site, job)
         else:
             swept.recovered += 1
     swept.leases_ended += len(site.ledger.leases.sweep())
@@ -140,6 +149,66 @@ def find_run(client: SyncPrefectClient, run: Run) -> FlowRun | None:
         return None
     ours = not flow_run.parent_task_run_id and f"job:{run.job}" in flow_run.tags
     return flow_run if ours else None
+
+
+def reconcile(site: OpenSite, client: SyncPrefectClient, swept: Swept) -> None:
+    """Runs that Prefect shows as running although the ledger gave their job's lease to nobody, or to another run.
+
+    The ledger's own list of endings misses those whose word to Prefect was lost after it was ticked off there, and
+    those that a zombie set back to running.
+    """
+    for run in running(client):
+        job = job_of(site, run)
+        if job is None or not leaseless(site, job, run):
+            continue
+        client.set_flow_run_state(run.id, as_recorded(job, run), force=True)
+        log.warning("action=reconcile run=%s job=%s state=%s", run.id, job.id, job.state)
+        swept.reconciled += 1
+
+
+def running(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    """Top-level runs of jobs that have been running for longer than a start takes."""
+    grace = timedelta(seconds=LEASELESS_GRACE_S)
+    going_on = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+        start_time=FlowRunFilterStartTime.model_validate({"before_": datetime.now(UTC) - grace}),
+        parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),
+    )
+    offset = 0
+    while found := client.read_flow_runs(flow_run_filter=going_on, limit=PAGE, offset=offset):
+        yield from found
+        offset += len(found)
+
+
+def job_of(site: OpenSite, run: FlowRun) -> Job | None:
+    """None where it is no job's run, or the job of another site: that one's supervisor sees to it."""
+    ids = [tag.removeprefix("job:") for tag in run.tags if tag.startswith("job:")]
+    if len(ids) != 1 or run.parameters.get("site", "local") != site.name:
+        return None
+    try:
+        return site.ledger.jobs.get(ids[0])
+    except Missing:
+        return None
+
+
+def leaseless(site: OpenSite, job: Job, run: FlowRun) -> bool:
+    """Not only now but since a while: between two statements of its own a healthy run may seem to have none."""
+    lease = site.ledger.leases.holder(job_resource(job.id))
+    if lease is not None and lease.holder == str(run.id):
+        return False
+    return datetime.now(UTC).timestamp() - job.updated_at > LEASELESS_GRACE_S
+
+
+def as_recorded(job: Job, run: FlowRun) -> State[Any]:
+    """What the ledger knows of the attempt that this run was."""
+    last = f"attempt:{job.attempt}" in run.tags
+    if last and job.state is JobState.DONE:
+        return Completed(message=f"Job {job.id} is done; its run could not say so")
+    if last and job.state is JobState.FAILED:
+        return Failed(message=job.error or f"Job {job.id} failed")
+    if last and job.state in (JobState.CANCELED, JobState.PAUSED):
+        return Cancelled(message=f"Job {job.id} was canceled or paused")
+    return Crashed(message=f"It has no lease on job {job.id}, which is {job.state} in attempt {job.attempt}")
 
 
 def chase_unstarted(site: OpenSite, client: SyncPrefectClient) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any, BinaryIO, cast
 
 from dailies import failpoints, remote
 from dailies.compute.interface import Compute
-from dailies.errors import Injected, Transient, Undecodable
+from dailies.errors import DailiesError, Injected, Transient, Undecodable
 from dailies.failpoints import failpoint
 from dailies.home import home
 from dailies.ledger.interface import Ledger
@@ -80,6 +82,50 @@ class UnreliableStore:
 
     def _attempted(self, key: str, write: Callable[[], Artifact]) -> Artifact:
         return cast(Artifact, attempted(f"{self._who}.put:{kind_of(key)}", write))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class FullStore:
+    """A store with no room left: the kernel refuses what would make a file longer than ``ROOM``, in mid-write.
+
+    For the first ``times`` writes of this process; then somebody has made room.
+    """
+
+    ROOM = 1 << 12
+
+    def __init__(self, store: Store, times: int, log: Path) -> None:
+        self._store = store
+        self._left = times
+        self._log = log
+        self._lock = threading.Lock()
+
+    def put(self, key: str, data: bytes) -> Artifact:
+        return self._cramped(lambda: self._store.put(key, data))
+
+    def put_file(self, key: str, path: Path) -> Artifact:
+        return self._cramped(lambda: self._store.put_file(key, path))
+
+    def put_stream(self, key: str, file: BinaryIO) -> Artifact:
+        return self._cramped(lambda: self._store.put_stream(key, file))
+
+    def _cramped(self, write: Callable[[], Artifact]) -> Artifact:
+        with self._lock:
+            if not self._left:
+                return write()
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.ROOM, before[1]))
+            try:
+                return write()
+            except (OSError, DailiesError) as error:
+                self._left -= 1
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+                with self._log.open("a") as file:
+                    file.write(json.dumps({"error": str(error)}) + "\n")
+                raise
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

@@ -65,6 +65,8 @@ class LocalFolder:
         found = list(self.list(prefix))
         for stored in found:
             self._path(stored.key).unlink(missing_ok=True)
+        for left in self._path(prefix).rglob(".*.tmp"):  # of a writer that was killed there
+            left.unlink(missing_ok=True)
         for folder in sorted(self._path(prefix).rglob("*"), reverse=True):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -26,6 +26,7 @@ from prefect.states import Cancelled, Completed, Pending, Running, State
 
 from blocks.site import OpenSite, open_site
 from dailies.errors import Conflict, Fenced, Transient, Unreadable
+from dailies.events.schemas import RECOVERY_STARTED
 from dailies.failpoints import fired
 from dailies.ledger.holding import TTL_S
 from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease, VideoState
@@ -45,6 +46,7 @@ NONE = Caps(total=0, per_tenant=0)
 NOBODY = "http://127.0.0.1:9/api"
 LATER_S = START_GRACE_S + 1
 CLIP = "acme/client/videos/v1/clip.mp4"
+PARAMETERS = {"tenant": "acme", "media_key": CLIP}
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def test_a_job_whose_worker_died_gets_another_attempt_and_its_run_is_crashed(sit
     assert job.id in shown.message
     assert run_of(again).id != dead.id
     assert {f"job:{job.id}", "attempt:2"} <= set(run_of(again).tags)
-    assert [event.data["recovery"] for event in site.ledger.outbox.of(job.id)] == [False, False, True]
+    assert [event.data["recovery"] for event in site.ledger.outbox.of(job.id)] == [False, False, True, True]
     assert sweep(site, PLENTY) == Swept()
     assert sound(site)
 
@@ -427,7 +429,8 @@ def test_while_the_api_is_down_the_ledger_is_swept_all_the_same(site, submit, ca
     assert site.ledger.jobs.get(waiting.id).state is JobState.QUEUED
     assert len([record for record in caplog.records if record.message.startswith("action=later")]) >= 2
     assert len(site.ledger.dispatch.unshown()) == 1
-    assert len(site.ledger.outbox.pending()) == 4
+    assert [event.type for event in site.ledger.outbox.pending()][-1] == RECOVERY_STARTED
+    assert len(site.ledger.outbox.pending()) == 5
 
 
 def test_what_was_left_while_the_api_was_down_is_done_when_it_is_back(site, deployed, submit, client):
@@ -489,6 +492,77 @@ def test_canceling_the_run_of_an_earlier_attempt_leaves_the_job_alone(site, depl
     assert site.ledger.jobs.get(job.id).state is JobState.QUEUED
 
 
+@pytest.fixture
+def no_grace(monkeypatch):
+    monkeypatch.setattr(supervision, "LEASELESS_GRACE_S", 0.0)
+
+
+def shown_running(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    client.set_flow_run_state(run.id, Running(), force=True)
+    return client.read_flow_run(run.id)
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_a_run_that_a_zombie_set_back_to_running_is_crashed_again(site, deployed, submit, client, run_of):
+    job = submit()
+    sweep(site, PLENTY)
+    dead = run_of(job)
+    die(site, job, dead.id)
+    sweep(site, PLENTY)
+    shown_running(client, dead)
+    assert sweep(site, PLENTY) == Swept(reconciled=1)
+    state = client.read_flow_run(dead.id).state
+    assert state.is_crashed()
+    assert f"job {job.id}, which is QUEUED in attempt 2" in state.message
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_a_run_whose_last_word_was_lost_is_shown_as_its_job_ended(site, deployed, submit, client, run_of):
+    endings = {
+        "v1": (lambda lease: site.ledger.jobs.done(lease, {}), "COMPLETED"),
+        "v2": (lambda lease: site.ledger.jobs.failed(lease, Unreadable("not media")), "FAILED"),
+        "v3": (site.ledger.jobs.paused, "CANCELLED"),
+    }
+    jobs = {video: submit(video=video) for video in endings}
+    sweep(site, PLENTY)
+    for video, (end, _) in endings.items():
+        run = shown_running(client, run_of(jobs[video]))
+        end(start(site, jobs[video], run.id))
+    assert sweep(site, PLENTY).reconciled == 3
+    for video, (_, expected) in endings.items():
+        assert client.read_flow_run(run_of(jobs[video]).id).state.type == expected
+    assert client.read_flow_run(run_of(jobs["v2"]).id).state.message == "not media"
+
+
+@pytest.mark.usefixtures("no_grace")
+def test_healthy_runs_and_those_of_others_are_never_touched(site, deployed, submit, client, run_of):
+    """Its lease is alive; its job is another site's; its job is nobody's here; it is part of another run."""
+    healthy, elsewhere = submit(video="v1"), submit(video="v2")
+    sweep(site, PLENTY)
+    start(site, healthy, run_of(healthy).id)
+    theirs = run_of(elsewhere)
+    client._client.patch(f"/flow_runs/{theirs.id}", json={"parameters": {**theirs.parameters, "site": "production"}})
+    deployment = client.read_deployment_by_name("ingest-media/cpu").id
+    unknown = client.create_flow_run_from_deployment(deployment, parameters=PARAMETERS, tags=["job:0123456789abcdef"])
+    plain = client.create_flow_run_from_deployment(deployment, parameters=PARAMETERS)
+    for run in (run_of(healthy), theirs, unknown, plain):
+        shown_running(client, run)
+    for _ in range(3):
+        assert sweep(site, PLENTY).reconciled == 0
+    assert all(client.read_flow_run(run.id).state.is_running() for run in (run_of(healthy), theirs, unknown, plain))
+
+
+def test_a_run_without_a_lease_gets_the_time_to_speak_for_itself(site, deployed, submit, client, run_of, monkeypatch):
+    job = submit()
+    sweep(site, PLENTY)
+    run = shown_running(client, run_of(job))
+    site.ledger.jobs.done(start(site, job, run.id), {})
+    assert sweep(site, PLENTY).reconciled == 0
+    assert supervision.LEASELESS_GRACE_S < 60, "what has no lease is reconciled within a minute"
+    monkeypatch.setattr(supervision, "LEASELESS_GRACE_S", 0.0)
+    assert sweep(site, PLENTY).reconciled == 1
+
+
 def test_the_flow_recover_jobs_sweeps_once_and_returns_its_counts(site, deployed, submit, run_of):
     job, waiting = submit(video="v1"), submit(video="v2")
     sweep(site, Caps(total=1, per_tenant=1))
@@ -498,7 +572,7 @@ def test_the_flow_recover_jobs_sweeps_once_and_returns_its_counts(site, deployed
         "recovered": 1,
         "dispatched": 1,
         "shown": 1,
-        "relayed": 2,
+        "relayed": 3,
     }
     assert {site.ledger.jobs.get(one.id).attempt for one in (job, waiting)} == {1, 2}
     assert len(site.ledger.dispatch.waiting(0)) == 1
@@ -557,5 +631,5 @@ def test_two_supervisors_at_once_do_no_harm(site, deployed, submit, client, run_
     assert all(stopped_within(3, process) for process in pair)
     assert max(len(runs(client, job)) for job in jobs) == 1
     assert [job.attempt for job in map(site.ledger.jobs.get, (job.id for job in jobs))].count(2) == 1
-    assert len(site.ledger.outbox.of(first.id)) == 3
+    assert len(site.ledger.outbox.of(first.id)) == 4
     assert sound(site)

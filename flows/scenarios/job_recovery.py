@@ -1,0 +1,64 @@
+"""job-recovery: transcriptions killed, frozen, starved and poisoned, which all come to the same transcript."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from prefect import flow
+from pydantic import Field
+
+from dailies.errors import BadInput
+from flows import transcribe_media
+from tasks._step import Step
+from tasks.job_recovery import (
+    crash_points,
+    crowds_and_chains,
+    damaged_files,
+    killed_everywhere,
+    no_room_no_ledger,
+    plans,
+    undisturbed,
+)
+from tasks.recovery_parts import PARALLEL
+from tasks.scenario import Mode, scenario
+
+STEPS = [step for step in vars(transcribe_media).values() if isinstance(step, Step)]
+POINTS = crash_points(STEPS)
+JOBS = {"quick": 4, "full": 90}
+AWAY_S = {"quick": 3.0, "full": 60.0}
+BESIDE = {"files": damaged_files, "crowds": crowds_and_chains}
+PARTS = ("kills", *BESIDE, "room")
+PRELOADED = (__name__,)
+Lanes = Annotated[int, Field(ge=1, le=16)]
+
+
+@flow(name="job-recovery", persist_result=False, timeout_seconds=1800)
+def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4, only: str = "", seed: int = 0) -> Any:
+    """Prove that a job whose worker dies is finished by another, which does nothing again that was done.
+
+    Args:
+        mode: quick (a dozen kills, about a minute) or full (at least 200, some of them of real workers).
+        site: Where: 'local', or the name of a 'Dailies site' block that is open to scenarios and serves nothing else.
+        parallel: How many jobs are killed side by side.
+        only: Parts to play, by name and separated by commas: kills, files, crowds, room. Empty: all of them.
+        seed: Drives every random choice; the journal names it, to replay a run.
+    """
+    parts = chosen_parts(only)
+    with scenario("job-recovery", seed, {"mode": mode, "parallel": parallel, "only": only}, site, PRELOADED) as run:
+        run.width = PARALLEL
+        whole = undisturbed(run)
+        beside = [part.submit(run, whole) for name, part in BESIDE.items() if name in parts]
+        if "kills" in parts:
+            killed_everywhere(run, whole, plans(POINTS, JOBS[mode], seed), parallel)
+        for part in beside:
+            part.result()
+        if "room" in parts:  # alone: it takes the ledger from everybody
+            no_room_no_ledger(run, whole, AWAY_S[mode])
+    return run.state
+
+
+def chosen_parts(only: str) -> list[str]:
+    parts = [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := [name for name in parts if name not in PARTS]:
+        raise BadInput(f"there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    return parts or list(PARTS)
