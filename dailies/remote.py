@@ -28,10 +28,11 @@ from dailies.captions.calls import caption_ocr, crop_and_infer, extract_frames_a
 from dailies.compute.child import by_code, rebuilt
 from dailies.compute.claim import claimed
 from dailies.compute.interface import Busy
-from dailies.errors import DailiesError, Missing, NotConfigured, Transient
+from dailies.errors import BadInput, DailiesError, Missing, NotConfigured, Transient
 from dailies.media.isolated import contact_sheet_file, probe_file
 from dailies.media.keys import MediaKey
 from dailies.media.upload import changed, unchanged, version_of
+from dailies.speech.isolated import hear_file, whole_or_damaged
 from dailies.store.interface import Artifact, Store
 from dailies.store.local import LocalFolder
 from dailies.store.s3 import S3Store
@@ -79,6 +80,8 @@ class Function:
     timeout: float
     gpu: str | None = None
     retries: int = 0
+    needs: tuple[str, ...] = ()
+    """Packages that the others do without."""
 
 
 # ── the functions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -107,12 +110,23 @@ def make_contact_sheet(task: Task) -> Json:
     return task.made(task.store.put(task.key.client("contact-sheet", f"{digest(data)}.png"), data))
 
 
+def transcribe_chunk(task: Task) -> Json:
+    """The words of one chunk. ``payload``: sound (the chunk's key and digest), number, engine, settings, language."""
+    sound, asked = task.payload["sound"], task.payload
+    if not str(sound["key"]).startswith(f"{task.key.tenant}/server/videos/{task.key.video}/work-"):
+        raise BadInput(f"{sound['key']!r} is no working file of {task.key}")
+    with whole_or_damaged(task.store, sound["key"]) as path:
+        words = hear_file(str(path), sound["sha256"], asked["engine"], asked["settings"], asked["language"])
+    return task.made(number=asked["number"], sha256=sound["sha256"], words=words)
+
+
 FUNCTIONS: Mapping[str, Function] = {
     "probe_media": Function(probe_media, timeout=4 * HOUR_S),
     "make_contact_sheet": Function(make_contact_sheet, timeout=HOUR_S),
     "extract_frames_and_ocr": Function(extract_frames_and_ocr, timeout=HOUR_S / 2, gpu="T4"),
     "crop_and_infer": Function(crop_and_infer, timeout=HOUR_S, gpu="A10G"),
     "caption_ocr": Function(caption_ocr, timeout=HOUR_S / 12, gpu="T4"),
+    "transcribe_chunk": Function(transcribe_chunk, timeout=HOUR_S / 6, gpu="T4", needs=("faster-whisper",)),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import modal
@@ -19,6 +19,10 @@ from dailies.remote import FUNCTIONS, Function, execute
 NAME = os.environ.get("DAILIES_MODAL_APP", "dailies")
 SECRET = "dailies-store"
 NEEDED = ("av", "pillow", "numpy", "boto3", "opencv-python-headless", "rapidocr")
+CUDA = ("nvidia-cublas-cu12", "nvidia-cudnn-cu12>=9,<10")
+SITE_PACKAGES = "/usr/local/lib/python3.11/site-packages"
+CUDA_LIBRARIES = f"{SITE_PACKAGES}/nvidia/cublas/lib:{SITE_PACKAGES}/nvidia/cudnn/lib"
+MODELS = "/models"
 ON_CPU, ON_GPU = "onnxruntime", "onnxruntime-gpu>=1.20"
 
 
@@ -33,8 +37,17 @@ def pinned(names: Sequence[str] = NEEDED) -> list[str]:
 def image_for(function: Function) -> modal.Image:
     """The GPU runtime of ONNX only where there is a GPU: it is a gigabyte, and takes the place of the other."""
     runtime = [ON_GPU] if function.gpu else pinned([ON_CPU])
-    image = modal.Image.debian_slim(python_version="3.11").pip_install(*pinned(), *runtime)
+    image = modal.Image.debian_slim(python_version="3.11").pip_install(*pinned(), *runtime, *pinned(function.needs))
+    if "faster-whisper" in function.needs:  # its runtime brings no CUDA libraries, and looks for them by this path
+        image = image.pip_install(*CUDA).env({"HF_HOME": MODELS, "LD_LIBRARY_PATH": CUDA_LIBRARIES})
     return image.add_local_python_source("dailies")
+
+
+def volumes_for(function: Function) -> dict[str | PurePosixPath, modal.Volume | modal.CloudBucketMount]:
+    """A model is fetched once, and not by every machine."""
+    if "faster-whisper" not in function.needs:
+        return {}
+    return {MODELS: modal.Volume.from_name("dailies-models", create_if_missing=True)}
 
 
 def wrapped(name: str, function: Function) -> Any:
@@ -51,6 +64,7 @@ def wrapped(name: str, function: Function) -> Any:
         timeout=round(function.timeout),
         retries=function.retries,
         secrets=[modal.Secret.from_name(SECRET)],
+        volumes=volumes_for(function),
     )(run)
 
 

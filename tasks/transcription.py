@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,13 +15,14 @@ from prefect.futures import PrefectFuture, as_completed, wait
 
 from dailies.canonical import canonical_json, digest
 from dailies.compute.local import LocalCompute
-from dailies.errors import BadInput, DailiesError, Damaged, Missing, Transient
+from dailies.errors import BadInput, DailiesError, Damaged, Transient
 from dailies.events import schemas
 from dailies.failpoints import failpoint
 from dailies.ledger.records import RECOVERED
 from dailies.media.keys import MediaKey
 from dailies.media.upload import unchanged
 from dailies.speech.engine import engine
+from dailies.speech.isolated import whole_or_damaged
 from dailies.speech.stitch import Heard, Whole, stitch
 from dailies.speech.transcript import exports, segments
 from dailies.speech.words import words_from_json
@@ -135,7 +134,7 @@ def transcribe_chunk(
             "sound": {"key": key, "sha256": sha256},
         }
         return on_compute(job, transcribe_chunk, "transcribe_chunk", payload)
-    with whole_or_damaged(job, key) as path:
+    with whole_or_damaged(job.site.store, key) as path:
         words = in_child(
             job,
             transcribe_chunk,
@@ -148,15 +147,6 @@ def transcribe_chunk(
             language=language,
         )
     return Output(facts={"number": number, "sha256": sha256, "words": words})
-
-
-@contextmanager
-def whole_or_damaged(job: Working, key: str) -> Iterator[Path]:
-    try:
-        with job.site.store.local(key) as path:
-            yield path
-    except Missing as error:
-        raise Damaged(f"the working file {key} is gone") from error
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dailies.canonical import canonical_json, digest, file_digest
-from dailies.errors import Damaged
+from dailies.errors import Damaged, Missing
 from dailies.speech.audio import RATE, Sound
 from dailies.speech.engine import Engine, engine
 from dailies.speech.plan import Plan
 from dailies.speech.words import words_to_json
+from dailies.store.interface import Store
 
 SUFFIX = ".f32"
 
@@ -69,6 +71,16 @@ def hear_file(
     samples = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
     ear = loaded(engine, canonical_json(settings))
     return words_to_json(ear.transcribe(samples, RATE, language))
+
+
+@contextmanager
+def whole_or_damaged(store: Store, key: str) -> Iterator[Path]:
+    """A working file to read from; that it is gone is no fault of who asked for the transcript."""
+    try:
+        with store.local(key) as path:
+            yield path
+    except Missing as error:
+        raise Damaged(f"the working file {key} is gone") from error
 
 
 @lru_cache(maxsize=1)

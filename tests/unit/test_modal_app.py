@@ -21,9 +21,12 @@ from dailies.captions.approval import plain
 from dailies.captions.databases import read_captions, read_raw_ocr
 from dailies.captions.layout import find_layout
 from dailies.captions.sample import make_film, truth
+from dailies.errors import BadInput, Damaged
 from dailies.media.probe import probe
 from dailies.media.sample import make_clip
 from dailies.remote import FUNCTIONS, said
+from dailies.speech.isolated import plan_file
+from dailies.speech.sample import make_talk
 from dailies.store.local import LocalFolder
 from deployments import modal_app
 from tests import compute_work
@@ -69,6 +72,7 @@ def test_a_function_is_wrapped_with_its_gpu_its_limit_its_secret_and_no_retries_
         "extract_frames_and_ocr": ("T4", 1800, 0),
         "crop_and_infer": ("A10G", 3600, 0),
         "caption_ocr": ("T4", 300, 0),
+        "transcribe_chunk": ("T4", 600, 0),
         "on_gpu": ("A10G", 30, 0),
     }
     for name, each in given.items():
@@ -76,6 +80,7 @@ def test_a_function_is_wrapped_with_its_gpu_its_limit_its_secret_and_no_retries_
         (secret,) = each["secrets"]
         assert "dailies-store" in repr(secret)
         assert isinstance(each["image"], modal.Image)
+        assert list(each["volumes"]) == (["/models"] if name == "transcribe_chunk" else [])
 
 
 def test_every_function_of_the_table_is_in_the_module_under_the_name_that_compute_asks_for():
@@ -104,6 +109,31 @@ def test_a_wrapped_function_does_what_the_function_does(store):
     assert answer["artifacts"][0]["sha256"] == digest(here)
     sheet = said(modal_app.make_contact_sheet.local({**payload, "probe": answer["artifacts"][0]}, UNIT[::-1]))
     assert store.get(sheet["artifacts"][0]["key"])[:4] == b"\x89PNG"
+
+
+def test_a_chunk_is_heard_on_the_machine_as_it_is_here_and_no_other_file_is(store, tmp_path):
+    text = make_talk(tmp_path / "talk.wav", 2)
+    (tmp_path / "out").mkdir()
+    plan = plan_file(str(tmp_path / "talk.wav"), str(tmp_path / "out"), None, None, lambda part: None)
+    folder = "acme/server/videos/v1/work-0123"
+    heard = []
+    for number, chunk in enumerate(plan["chunks"]):
+        file = store.put_file(f"{folder}/{chunk['key']}.f32", tmp_path / "out" / f"{chunk['key']}.f32")
+        asked = {"tenant": "acme", "media_key": KEY, "number": number, "engine": "dtmf", "settings": None}
+        payload = {**asked, "language": None, "sound": {"key": file.key, "sha256": file.sha256}}
+        answer = said(modal_app.transcribe_chunk.local(payload, digest(number)))
+        assert (answer["facts"]["number"], answer["facts"]["sha256"]) == (number, file.sha256)
+        heard += [word["text"] for word in answer["facts"]["words"]]
+        for key in (KEY, "acme/server/videos/v2/work-0123/x.f32", "apex/server/videos/v1/work-0123/x.f32"):
+            with pytest.raises(BadInput, match="no working file"):
+                said(modal_app.transcribe_chunk.local({**payload, "sound": {**payload["sound"], "key": key}}, UNIT))
+    assert " ".join(heard) == text
+    store.put(file.key, b"damaged")
+    with pytest.raises(Damaged, match="not what was written"):
+        said(modal_app.transcribe_chunk.local(payload, UNIT))
+    store.delete(file.key)
+    with pytest.raises(Damaged, match="is gone"):
+        said(modal_app.transcribe_chunk.local(payload, UNIT))
 
 
 def test_a_wrapped_function_answers_with_the_code_of_a_typed_error(store):

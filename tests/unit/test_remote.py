@@ -152,6 +152,7 @@ def test_a_unit_that_could_escape_is_refused(store, marks, unit):
 def test_the_table_has_a_limit_a_docstring_and_at_most_one_layer_of_retries():
     assert set(FUNCTIONS) == {
         "probe_media", "make_contact_sheet", "extract_frames_and_ocr", "crop_and_infer", "caption_ocr",
+        "transcribe_chunk",
     }  # fmt: skip
     for name, function in FUNCTIONS.items():
         assert function.run.__name__ == name
