@@ -23,6 +23,10 @@ def say(line: str) -> None:
     typer.echo(line)
 
 
+def complain(line: str) -> None:
+    typer.echo(f"dailies: {line}", err=True)
+
+
 @app.command()
 def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where our Prefect server listens.")] = 4200,
@@ -46,6 +50,23 @@ def captions(
     from services.captions import run
 
     sys.exit(run(video, out, say))
+
+
+@app.command()
+def transcribe(
+    media: Annotated[Path, typer.Argument(help="A film or a sound.")],
+    engine: Annotated[str, typer.Option(help="What hears the words: dtmf, whisper or openai.")],
+    out: Annotated[Path, typer.Option(help="The folder for transcript.json, .srt and .vtt.")],
+    language: Annotated[str | None, typer.Option(help="What is spoken, as the engine calls it.")] = None,
+    track: Annotated[int | None, typer.Option(min=0, help="Which audio track, counted from 0.")] = None,
+) -> None:
+    """Write down what is said in a film or a sound, on this machine; run again, it goes on where it was stopped.
+
+    Exit status: 0 all of it was heard, 1 bad input, or spans that could not be transcribed, 130 stopped by Ctrl-C.
+    """
+    from services.transcribe import run
+
+    _leave(run(media, out, engine, language, track, say, complain))
 
 
 @app.command()
@@ -80,9 +101,7 @@ def doctor(
     """Look at everything that has to be right, and say what is not and how to mend it."""
     from services.doctor import run
 
-    status = run(site, as_json)
-    sys.stdout.flush()
-    os._exit(status)  # an examination may still hang in a C library: the interpreter would abort on its way out
+    _leave(run(site, as_json))
 
 
 @app.command()
@@ -95,15 +114,21 @@ def demo(
     sys.exit(run(seconds, say))
 
 
+def _leave(status: int) -> None:
+    """Without waiting for a thread that may still hang in a C library, or that would make the interpreter abort."""
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def main() -> None:
     """Bad input ends in one line that says what is wrong, never in a traceback."""
     try:
         app()
     except DailiesError as error:
-        typer.echo(f"dailies: {error}", err=True)
+        complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("dailies: stopped", err=True)
+        complain("stopped")
         sys.exit(130)
 
 

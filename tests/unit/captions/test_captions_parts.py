@@ -16,7 +16,8 @@ from dailies.captions.layout import Seen, find_layout
 from dailies.captions.ocr import Box, Gray, Line, rows, spelt
 from dailies.captions.sampling import Native
 from dailies.captions.spacing import cased, spaced
-from dailies.captions.subtitles import Caption, json_file, srt, vtt
+from dailies.captions.subtitles import Caption, json_file
+from dailies.subtitles import srt, vtt
 
 pytestmark = pytest.mark.unit
 
