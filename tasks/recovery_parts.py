@@ -86,6 +86,8 @@ class Trial:
     name: str
     ttl: float = TTL_S
     max_attempts: int = 3
+    deployment: str = ""
+    """Of the workers that its runs are for; without one the scenario starts them itself."""
     attempts_may_differ: bool = False
     """Where a fault takes the ledger itself away, how many attempts it costs is not ours to say."""
     job: Job = field(init=False)
@@ -98,9 +100,10 @@ class Trial:
         self.key = f"{TENANT}/client/videos/{self.run.named(self.name)}/talk.wav"
         self.run.store.put_file(self.key, talk(self.run)[0])
         params = {"tenant": TENANT, "media_key": self.key, "engine": "dtmf", "parallel": PARALLEL}
-        request = JobRequest(TENANT, KIND, self.subject, params, max_attempts=self.max_attempts)
+        request = JobRequest(TENANT, KIND, self.subject, params, self.deployment, self.max_attempts)
         self.job = self.run.ledger.jobs.submit(request)
-        claim(self.run)
+        if not self.deployment:
+            claim(self.run)
 
     @property
     def video(self) -> str:

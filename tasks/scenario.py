@@ -102,25 +102,27 @@ class Scenario:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def deploy(self, flow: str, entrypoint: str, environment: Mapping[str, str]) -> str:
+    def deploy(self, flow: str, entrypoint: str, environment: Mapping[str, str], name: str = "") -> str:
         """A deployment on this scenario's own pool, whose runs get this environment; returns its full name."""
+        name = f"{self.pool}-{name}" if name else self.pool
         with get_client(sync_client=True) as client:
             client.create_deployment(
                 flow_id=client.create_flow_from_name(flow),
-                name=self.pool,
+                name=name,
                 entrypoint=entrypoint,
                 work_pool_name=self.pool,
                 tags=[self.pool],
                 job_variables={"env": {**self.environment, **environment}},
             )
-        return f"{flow}/{self.pool}"
+        return f"{flow}/{name}"
 
     def worker(self, name: str) -> Child:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", self.pool, "--name", name]
         return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
 
-    def supervisor(self, name: str = "supervisor") -> Child:
-        command = [sys.executable, "-m", "services.supervisor", "--site", self.site.name]
+    def supervisor(self, name: str = "supervisor", slots: int = 2) -> Child:
+        caps = ["--slots", str(slots), "--slots-per-tenant", str(slots)]
+        command = [sys.executable, "-m", "services.supervisor", "--site", self.site.name, *caps]
         return self.nursery.popen(command, name=name, env=self.environment, log=self.log(name))
 
 

@@ -37,6 +37,7 @@ HOUR = 3600.0
 CHUNK_S = 600.0
 PARTIAL = "transcript.srt"
 PARTIAL_S = 2.0
+LEAVE_S = 1.0
 TOLD = 20_000
 SHOWN = 200
 REMOTE = ("whisper",)
@@ -179,8 +180,8 @@ class Hearing:
                 first = next(as_completed(list(under_way)))
                 self.take(under_way.pop(first), first)
         except BaseException:
-            self.job.children.close()  # what they are at is not waited for
-            wait(list(under_way))
+            self.job.children.close()
+            wait(list(under_way), timeout=LEAVE_S)  # who is told to stop has to say so before it is killed
             raise
 
     def asked(self, number: int) -> tuple[str, int, str, str, Json, str | None]:

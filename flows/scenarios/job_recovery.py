@@ -20,6 +20,7 @@ from tasks.job_recovery import (
     undisturbed,
 )
 from tasks.recovery_parts import PARALLEL
+from tasks.recovery_workers import real_workers
 from tasks.scenario import Mode, scenario
 
 STEPS = [step for step in vars(transcribe_media).values() if isinstance(step, Step)]
@@ -27,7 +28,9 @@ POINTS = crash_points(STEPS)
 JOBS = {"quick": 4, "full": 90}
 AWAY_S = {"quick": 3.0, "full": 60.0}
 BESIDE = {"files": damaged_files, "crowds": crowds_and_chains}
-PARTS = ("kills", *BESIDE, "room")
+WORKER_JOBS = {"quick": 1, "full": 9}
+PARTS = ("kills", *BESIDE, "workers", "room")
+IN_QUICK = ("kills", *BESIDE, "room")
 PRELOADED = (__name__,)
 Lanes = Annotated[int, Field(ge=1, le=16)]
 
@@ -40,10 +43,11 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
         mode: quick (a dozen kills, about a minute) or full (at least 200, some of them of real workers).
         site: Where: 'local', or the name of a 'Dailies site' block that is open to scenarios and serves nothing else.
         parallel: How many jobs are killed side by side.
-        only: Parts to play, by name and separated by commas: kills, files, crowds, room. Empty: all of them.
+        only: Parts to play, by name and separated by commas: kills, files, crowds, workers, room. Empty: all of
+            them; quick leaves the workers out.
         seed: Drives every random choice; the journal names it, to replay a run.
     """
-    parts = chosen_parts(only)
+    parts = chosen_parts(only, mode)
     with scenario("job-recovery", seed, {"mode": mode, "parallel": parallel, "only": only}, site, PRELOADED) as run:
         run.width = PARALLEL
         whole = undisturbed(run)
@@ -52,13 +56,15 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
             killed_everywhere(run, whole, plans(POINTS, JOBS[mode], seed), parallel)
         for part in beside:
             part.result()
+        if "workers" in parts:  # alone: this supervisor would dispatch the others' jobs as well
+            real_workers(run, whole, plans(POINTS, WORKER_JOBS[mode], seed + 1))
         if "room" in parts:  # alone: it takes the ledger from everybody
             no_room_no_ledger(run, whole, AWAY_S[mode])
     return run.state
 
 
-def chosen_parts(only: str) -> list[str]:
+def chosen_parts(only: str, mode: str) -> list[str]:
     parts = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := [name for name in parts if name not in PARTS]:
         raise BadInput(f"there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
-    return parts or list(PARTS)
+    return parts or list(PARTS if mode == "full" else IN_QUICK)
