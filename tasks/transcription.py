@@ -24,7 +24,7 @@ from dailies.media.upload import unchanged
 from dailies.speech.engine import engine
 from dailies.speech.isolated import whole_or_damaged
 from dailies.speech.stitch import Heard, Whole, stitch
-from dailies.speech.transcript import exports, segments
+from dailies.speech.transcript import exports, origin, segments, subrip
 from dailies.speech.words import words_from_json
 from dailies.store.interface import Artifact
 from tasks._compute import on_compute
@@ -227,7 +227,7 @@ class Hearing:
         done = [chunk for chunk in self.chunks if chunk["number"] in self.heard]
         whole = stitch([heard_of(chunk, self.heard) for chunk in done], self.plan.facts["duration_us"])
         key = MediaKey.parse(self.job.job.tenant, self.media_key)
-        self.job.site.store.put(key.client(work_folder(self.job.job), PARTIAL), exports(whole)[PARTIAL])
+        self.job.site.store.put(key.client(work_folder(self.job.job), PARTIAL), subrip(whole))
         self.next_partial = time.monotonic() + PARTIAL_S
 
 
@@ -306,12 +306,7 @@ def make_transcript(
     words = {int(number): found for number, found in heard["words"].items()}
     failures = {int(number): reason for number, reason in heard["failures"].items()}
     whole = stitch([heard_of(chunk, words, failures) for chunk in chunks_of(job, plan)], plan.facts["duration_us"])
-    about = {
-        "engine": ears,
-        "language": language or plan.facts["sound"]["language"],
-        "sha256": plan.facts["sha256"],
-        "sound": plan.facts["sound"],
-    }
+    about = origin(ears["name"], ears["version"], language, plan.facts["sha256"], plan.facts["sound"])
     files = exports(whole, about)
     place = f"gen-{digest(files['transcript.json'])[:16]}"
     artifacts = tuple(job.site.store.put(key.client(place, name), data) for name, data in sorted(files.items()))

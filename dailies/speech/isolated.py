@@ -16,6 +16,7 @@ from dailies.errors import Damaged, Missing
 from dailies.speech.audio import RATE, Sound
 from dailies.speech.engine import Engine, engine
 from dailies.speech.plan import Plan
+from dailies.speech.transcript import facts
 from dailies.speech.words import words_to_json
 from dailies.store.interface import Store
 
@@ -47,14 +48,7 @@ def plan_file(
         "chunks": chunks,
         "duration_us": plan.duration_us,
         "sha256": file_digest(Path(path)),
-        "sound": {
-            "broken": sound.broken,
-            "cut_us": sound.cut_us,
-            "filled_us": sound.filled_us,
-            "language": sound.language,
-            "promised_us": sound.promised_us,
-            "short_us": sound.short_us,
-        },
+        "sound": facts(sound),
     }
 
 

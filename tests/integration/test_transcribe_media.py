@@ -24,7 +24,9 @@ from dailies.ledger.records import Caps, Event, Job, JobState
 from dailies.ledger.sqlite import SqliteLedger
 from dailies.media.keys import MediaKey
 from dailies.speech.dtmf import TALLY
+from dailies.speech.engine import engine
 from dailies.speech.sample import make_talk
+from dailies.speech.transcribe import transcribe
 from dailies.store.interface import Artifact
 from flows.transcribe_media import transcribe_media
 from tasks._step import REGISTRY, in_child
@@ -294,3 +296,13 @@ def test_an_engine_that_is_not_there_is_one_line_and_nothing_is_begun(site, run,
 
 def unconfigured(name, settings):
     raise NotConfigured(f"set up {name} first")
+
+
+def test_the_command_writes_the_same_bytes_as_the_flow(site, run, talk, tmp_path):
+    run()
+    found = [Artifact.from_json(one) for one in published(site, MediaKey.parse("acme", KEY))["transcript"]["artifacts"]]
+    (tmp_path / "talk.wav").write_bytes(talk[0])
+    transcribe(tmp_path / "talk.wav", tmp_path / "out", engine("dtmf"), None, None, lambda stage, share: None)
+    assert {file.name: site.store.get(file.key) for file in found} == {
+        path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()
+    }
