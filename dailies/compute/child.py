@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from dailies import errors
-from dailies.errors import BadInput, DailiesError, NotConfigured, TimedOut, Transient
+from dailies.errors import BadInput, Conflict, DailiesError, NotConfigured, TimedOut, Transient
 
 LOOK_S = 0.1
 
@@ -124,6 +124,10 @@ class Children:
         except (BadInput, NotConfigured):  # its word on what it was given: it can take the next
             fit = True
             raise
+        except Transient:
+            if self._closed:  # we ended it: there is nothing to try again
+                raise Conflict("stopped") from None
+            raise
         finally:
             self._give_back(child, fit)
 
@@ -140,7 +144,7 @@ class Children:
     def _take(self, function: str) -> Child:
         with self._lock:
             if self._closed:
-                raise Transient("stopped")
+                raise Conflict("stopped")
             child = next((child for child in self._idle if child.function == function), None)
             if child is None:
                 child = Child(function)

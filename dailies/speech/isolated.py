@@ -13,6 +13,7 @@ import numpy as np
 
 from dailies.canonical import canonical_json, digest, file_digest
 from dailies.errors import Damaged, Missing
+from dailies.failpoints import failpoint
 from dailies.speech.audio import RATE, Sound
 from dailies.speech.engine import Engine, engine
 from dailies.speech.plan import Plan
@@ -63,6 +64,7 @@ def hear_file(
     if digest(data) != sha256:
         raise Damaged(f"the working file {Path(path).name} is not what was written")
     samples = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    failpoint("speech.hear")
     ear = loaded(engine, canonical_json(settings))
     return words_to_json(ear.transcribe(samples, RATE, language))
 

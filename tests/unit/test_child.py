@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dailies.compute.child import run_in_child
-from dailies.errors import DailiesError, Held, Stopped, TimedOut, Transient, Undecodable
+from dailies.compute.child import Children, run_in_child
+from dailies.errors import Conflict, DailiesError, Held, Stopped, TimedOut, Transient, Undecodable
 
 pytestmark = pytest.mark.unit
 
@@ -202,3 +202,56 @@ def test_when_the_parent_dies_the_child_and_what_it_started_go_too(tmp_path, num
     parent.send_signal(number)
     parent.wait()
     assert all(eventually(lambda pid=pid: gone(pid)) for pid in family)
+
+
+# ── kept for the next call ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def children():
+    kept = Children()
+    yield kept
+    kept.close()
+
+
+def test_a_kept_child_takes_the_next_call_also_after_a_typed_refusal(children):
+    first = children.call("work_for_a_child:add", timeout=30, a=1, b=2)
+    with pytest.raises(Undecodable):
+        children.call("work_for_a_child:fail", timeout=30, code="undecodable")
+    with pytest.raises(Undecodable):
+        children.call("work_for_a_child:fail", timeout=30, code="undecodable")
+    second = children.call("work_for_a_child:add", timeout=30, a=3, b=4)
+    assert (first["sum"], second["sum"]) == (3, 7)
+    assert first["pid"] == second["pid"]
+    children.close()
+    assert gone(first["pid"])
+
+
+def test_one_that_died_or_was_too_slow_is_not_asked_again(children):
+    before = children.call("work_for_a_child:add", timeout=30, a=1, b=2)["pid"]
+    with pytest.raises(Transient, match="without an answer"):
+        children.call("work_for_a_child:die", timeout=30, status=7)
+    note = "/dev/null/none"
+    with pytest.raises((TimedOut, Transient)):
+        children.call("work_for_a_child:linger", timeout=0.3, note=note)
+    assert children.call("work_for_a_child:add", timeout=30, a=1, b=2)["pid"] == before
+
+
+def test_closing_ends_those_at_work_and_who_waits_is_not_told_to_try_again(children, tmp_path):
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            children.call("work_for_a_child:linger", timeout=60, note=str(tmp_path / "note"))
+        except BaseException as error:  # noqa: BLE001 - it is what the test is about
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    started = pids(tmp_path / "note")
+    children.close()
+    waiting.join(PATIENCE)
+    assert [type(error) for error in failures] == [Conflict]
+    assert eventually(lambda: all(map(gone, started)))
+    with pytest.raises(Conflict):
+        children.call("work_for_a_child:add", timeout=30, a=1, b=2)
