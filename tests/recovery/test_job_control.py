@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.recovery, pytest.mark.usefixtures("fast_api")]
 home, site, eventually = integration.home, integration.site, integration.eventually
 
 KEY = "acme/client/videos/v1/talk.wav"
-PHRASES = 5
+PHRASES = 16
 PROGRAM = """
 import sys
 from flows.transcribe_media import transcribe_media
@@ -34,7 +34,7 @@ transcribe_media(tenant="acme", media_key=sys.argv[1], engine="dtmf", parallel=2
 
 @pytest.fixture
 def start(site, home, tmp_path, fast_api) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """The flow in a process of its own, with these failpoints, on an upload of five phrases."""
+    """The flow in a process of its own, with these failpoints, on an upload of many phrases."""
     make_talk(tmp_path / "talk.wav", PHRASES)
     site.store.put_file(KEY, tmp_path / "talk.wav")
     started = []
