@@ -57,7 +57,7 @@ def transcribe_media(
         parallel: How many chunks are transcribed at once.
     """
     version = upload(job, media_key)
-    hears = ears(job, engine)
+    hears = ears(job, engine, parallel)
     cut = partial(plan_chunks, job, media_key, version, language, track, work_folder(job.job))
     plan = cut()
     start_transcription(job, media_key, plan, hears, language)

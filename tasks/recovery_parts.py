@@ -47,6 +47,8 @@ FLOW = "flows.transcribe_media.transcribe_media"
 PHRASES = 6
 PARALLEL = 2
 TTL_S = 1.0
+# Attempts beyond those that a scenario kills: see Trial.is_starved.
+SPARE = 2
 TOLD_ONCE = (
     schemas.CHUNKS_CREATED,
     schemas.TRANSCRIPTION_STARTED,
@@ -88,6 +90,8 @@ class Trial:
     max_attempts: int = 3
     deployment: str = ""
     """Of the workers that its runs are for; without one the scenario starts them itself."""
+    exactly: bool = False
+    """No attempts to spare: this trial is about how many there are."""
     attempts_may_differ: bool = False
     """Where a fault takes the ledger itself away, how many attempts it costs is not ours to say."""
     job: Job = field(init=False)
@@ -95,12 +99,15 @@ class Trial:
     children: list[Child] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
     begun: int = 0
+    starved: int = 0
 
     def __post_init__(self) -> None:
         self.key = f"{TENANT}/client/videos/{self.run.named(self.name)}/talk.wav"
         self.run.store.put_file(self.key, talk(self.run)[0])
         params = {"tenant": TENANT, "media_key": self.key, "engine": "dtmf", "parallel": PARALLEL}
-        request = JobRequest(TENANT, KIND, self.subject, params, self.deployment, self.max_attempts)
+        spare = 0 if self.exactly else SPARE
+        attempts = self.max_attempts + spare
+        request = JobRequest(TENANT, KIND, self.subject, params, self.deployment, attempts)
         self.job = self.run.ledger.jobs.submit(request)
         if not self.deployment:
             claim(self.run)
@@ -155,10 +162,25 @@ class Trial:
         self.run.journal.fault(fault)
         child = self.start(f"{point}=kill")
         code, evidence = child.wait(FLOW_S), fired(self.log(self.job.attempt))
+        if not evidence and self.is_starved():
+            return self.kill_at(point)
         if not evidence:
             raise RuntimeError(f"{child.name} ended with {code} and never came to {point}: see its log")
         self.run.journal.fault(fault, fired=1, evidence=f"pid {child.pid} exit {code}, job {self.job.id}")
         return self.died(float(str(evidence[0]["time"])))
+
+    def is_starved(self) -> bool:
+        """Whether the machine kept a healthy attempt from renewing a lease of a second, so that it was replaced.
+
+        That is the ttl's doing and no death of ours, but nothing may be lost by it either: it counts as one.
+        """
+        job = self.run.ledger.jobs.get(self.job.id)
+        if job.final or job.attempt == self.begun or self.starved == SPARE:
+            return False
+        self.starved += 1
+        self.deaths.append(Death(time.time(), frozenset(done_chunks(self.run.ledger.units.of(job.id)))))
+        claim(self.run)
+        return True
 
     def died(self, when: float) -> Killed:
         """Write down what was finished: none of it may be done again."""
@@ -181,6 +203,8 @@ class Trial:
 
     def finish(self, faults: str = "", trouble: str = "") -> None:
         finish([self.start(faults, trouble)], FLOW_S)
+        if not self.attempts_may_differ and self.is_starved():
+            self.finish()
         self.job = self.run.ledger.jobs.get(self.job.id)
 
     def finish_somehow(self) -> None:

@@ -41,13 +41,23 @@ LEAVE_S = 1.0
 TOLD = 20_000
 SHOWN = 200
 REMOTE = ("whisper",)
+HEARING = "dailies.speech.isolated:hear_file"
 Json = dict[str, Any]
 
 
-def ears(job: Working, name: str) -> Json:
-    """The engine as a unit's key has it: another version, or another model, may hear other words."""
+def ears(job: Working, name: str, parallel: int) -> Json:
+    """The engine as a unit's key has it: another version, or another model, may hear other words.
+
+    Its processes come up beside the planning: after a crash that is a good part of the time to the first chunk.
+    """
     made = engine(name, job.site.engines.get(name))
+    if not is_elsewhere(job, name):
+        job.children.warm(HEARING, parallel)
     return {"name": made.name, "version": made.version}
+
+
+def is_elsewhere(job: Working, name: str) -> bool:
+    return name in REMOTE and not isinstance(job.site.compute, LocalCompute)
 
 
 # ── chunks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,7 +135,7 @@ def transcribe_chunk(
 ) -> Output:
     """The words of one chunk, counted from its start. They depend on its bytes and on the engine, on nothing else."""
     key = MediaKey.parse(job.job.tenant, media_key).server(work_folder(job.job), f"{chunk}.f32")
-    if ears["name"] in REMOTE and not isinstance(job.site.compute, LocalCompute):
+    if is_elsewhere(job, ears["name"]):
         payload = {
             "engine": ears["name"],
             "language": language,
@@ -139,7 +149,7 @@ def transcribe_chunk(
         words = in_child(
             job,
             transcribe_chunk,
-            "dailies.speech.isolated:hear_file",
+            HEARING,
             keep=True,
             path=str(path),
             sha256=sha256,

@@ -131,6 +131,11 @@ class Children:
         finally:
             self._give_back(child, fit)
 
+    def warm(self, function: str, count: int) -> None:
+        """Start so many already, which then import what they need while something else is done."""
+        with self._lock:
+            self._idle += [Child(function) for _ in range(count)]
+
     def close(self) -> None:
         """End all of them. Whoever waits for one that is at work gets an error, and clears it away."""
         with self._lock:

@@ -17,6 +17,7 @@ from tasks.job_recovery import (
     killed_everywhere,
     no_room_no_ledger,
     plans,
+    recovered_alone,
     undisturbed,
 )
 from tasks.recovery_parts import PARALLEL
@@ -51,7 +52,8 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
     with scenario("job-recovery", seed, {"mode": mode, "parallel": parallel, "only": only}, site, PRELOADED) as run:
         run.width = PARALLEL
         whole = undisturbed(run)
-        beside = [part.submit(run, whole) for name, part in BESIDE.items() if name in parts]
+        recovered_alone(run, whole, mode == "full")
+        beside = [part.submit(run, whole, mode == "full") for name, part in BESIDE.items() if name in parts]
         if "kills" in parts:
             killed_everywhere(run, whole, plans(POINTS, JOBS[mode], seed), parallel)
         for part in beside:

@@ -227,6 +227,15 @@ def test_a_kept_child_takes_the_next_call_also_after_a_typed_refusal(children):
     assert gone(first["pid"])
 
 
+def test_warm_children_are_there_before_they_are_called(children):
+    children.warm("work_for_a_child:add", 2)
+    waiting = {child.process.pid for child in children._idle}
+    assert len(waiting) == 2
+    assert children.call("work_for_a_child:add", timeout=30, a=1, b=2)["pid"] in waiting
+    children.close()
+    assert all(map(gone, waiting))
+
+
 def test_one_that_died_or_was_too_slow_is_not_asked_again(children):
     before = children.call("work_for_a_child:add", timeout=30, a=1, b=2)["pid"]
     with pytest.raises(Transient, match="without an answer"):
