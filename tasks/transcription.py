@@ -110,6 +110,30 @@ def chunks_of(job: Working, plan: Output) -> list[Json]:
     return found
 
 
+@effect(timeout=60)
+def start_transcription(job: Working, media_key: str, plan: Output, ears: Json, language: str | None) -> Output:
+    """Say that it begins and, where an attempt before this one died, how much is left. Each is said once."""
+    chunks = chunks_of(job, plan)
+    message = f"{len(chunks)} chunks, engine {ears['name']} {ears['version']}"
+    job.tell(schemas.TRANSCRIPTION_STARTED, "", {"event": "transcription_started", "message": message})
+    if not job.recovered():
+        return Output()
+    asked = [
+        (media_key, chunk["number"], chunk["key"], artifact.sha256, ears, language)
+        for chunk, artifact in zip(chunks, plan.artifacts[1:], strict=True)
+    ]
+    done = sum(job.site.ledger.units.find(transcribe_chunk.key(job, one, {})) is not None for one in asked)
+    data = {
+        "event": "processing_resumed",
+        "message": f"{RECOVERED}: {len(asked) - done} of {len(asked)} chunks are left",
+        "recovery": True,
+        "remaining_chunks": len(asked) - done,
+        "completed_chunks": done,
+    }
+    job.tell(schemas.PROCESSING_RESUMED, str(job.job.attempt), data)
+    return Output()
+
+
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -273,31 +297,7 @@ def hear_chunks(
     }
 
 
-# ── before and after ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@effect(timeout=60)
-def start_transcription(job: Working, media_key: str, plan: Output, ears: Json, language: str | None) -> Output:
-    """Say that it begins and, where an attempt before this one died, how much is left. Each is said once."""
-    chunks = chunks_of(job, plan)
-    message = f"{len(chunks)} chunks, engine {ears['name']} {ears['version']}"
-    job.tell(schemas.TRANSCRIPTION_STARTED, "", {"event": "transcription_started", "message": message})
-    if not job.recovered():
-        return Output()
-    asked = [
-        (media_key, chunk["number"], chunk["key"], artifact.sha256, ears, language)
-        for chunk, artifact in zip(chunks, plan.artifacts[1:], strict=True)
-    ]
-    done = sum(job.site.ledger.units.find(transcribe_chunk.key(job, one, {})) is not None for one in asked)
-    data = {
-        "event": "processing_resumed",
-        "message": f"{RECOVERED}: {len(asked) - done} of {len(asked)} chunks are left",
-        "recovery": True,
-        "remaining_chunks": len(asked) - done,
-        "completed_chunks": done,
-    }
-    job.tell(schemas.PROCESSING_RESUMED, str(job.job.attempt), data)
-    return Output()
+# ── the whole of it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @effect(timeout=60)

@@ -8,8 +8,8 @@ from prefect import flow
 from pydantic import Field
 
 from dailies.errors import BadInput
-from flows import transcribe_media
-from tasks._step import Step
+from tasks import transcription
+from tasks._step import REGISTRY
 from tasks.job_recovery import (
     crash_points,
     crowds_and_chains,
@@ -24,7 +24,8 @@ from tasks.recovery_parts import PARALLEL
 from tasks.recovery_workers import real_workers
 from tasks.scenario import Mode, scenario
 
-STEPS = [step for step in vars(transcribe_media).values() if isinstance(step, Step)]
+# As the flow passes them: they are defined in that order.
+STEPS = [step for step in REGISTRY.values() if step.function.__module__ == transcription.__name__]
 POINTS = crash_points(STEPS)
 JOBS = {"quick": 4, "full": 90}
 AWAY_S = {"quick": 3.0, "full": 60.0}
@@ -32,7 +33,7 @@ BESIDE = {"files": damaged_files, "crowds": crowds_and_chains}
 WORKER_JOBS = {"quick": 1, "full": 9}
 PARTS = ("kills", *BESIDE, "workers", "room")
 IN_QUICK = ("kills", *BESIDE, "room")
-PRELOADED = (__name__,)
+PRELOADED = (__name__, "flows.transcribe_media")
 Lanes = Annotated[int, Field(ge=1, le=16)]
 
 
