@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -44,10 +42,10 @@ def make_contact_sheet(job: Working, media_key: str, probe: Output) -> Output:
     described = job.site.store.get(probe.artifacts[0].key).decode()
     # Keyed by content, so the content is what must be the same, not when it was put there.
     same = unchanged(job.site.store, key, version_of(job.site.store, key))
-    with same, job.site.store.local(media_key) as path, tempfile.TemporaryDirectory() as folder:
+    with same, job.site.store.local(media_key) as path, job.scratch() as folder:
         if file_digest(path) != probe.facts["sha256"]:
             raise changed(key)
-        png = Path(folder) / "sheet.png"
+        png = folder / "sheet.png"
         in_child(
             job,
             make_contact_sheet,

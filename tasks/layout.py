@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
@@ -49,8 +47,8 @@ def analyse_layout(job: Working, media_key: str, frames: Output) -> Output:
     key = MediaKey.parse(job.job.tenant, media_key)
     raw = read_raw_ocr(job.site.store.get(frames.file("raw-ocr.db.gz").key))
     layout = find_layout(raw.seen, raw.width, raw.height)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layout.db"
+    with job.scratch() as folder:
+        path = folder / "layout.db"
         write_layout(path, layout, raw)
         database = packed(path)
     picture = layout_picture(telling_frame(job, frames, raw, layout), layout, raw)
