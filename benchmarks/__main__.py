@@ -1,10 +1,14 @@
-"""`python -m benchmarks [NAME …]`: every script of this folder, each in a process of its own, and one summary."""
+"""`python -m benchmarks [NAME …]`: every script of this folder, each in a process of its own, and one summary.
+
+Options of a script's own go behind its name, where it is the only one: `python -m benchmarks recovery --kills 40`.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +17,10 @@ from benchmarks._report import Figure, load, options, save, show
 SCRIPTS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
-def measure(name: str, folder: Path) -> list[Figure]:
+def measure(name: str, folder: Path, own: Sequence[str] = ()) -> list[Figure]:
     file = folder / f"{name}.json"
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", f"benchmarks.{name}", *own, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"benchmarks.{name} failed:\n{done.stderr.strip()}")
     return [replace(figure, name=f"{name}: {figure.name}") for figure in load(file)]
@@ -26,7 +29,9 @@ def measure(name: str, folder: Path) -> list[Figure]:
 def main() -> int:
     parser = options("All benchmarks")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCRIPTS)}; none: all")
-    chosen = parser.parse_args()
+    chosen, own = parser.parse_known_args()
+    if own and len(chosen.names) != 1:
+        parser.error(f"whose options are {' '.join(own)}? name one benchmark")
     if unknown := set(chosen.names) - set(SCRIPTS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     figures: list[Figure] = []
@@ -35,7 +40,7 @@ def main() -> int:
         for name in chosen.names or SCRIPTS:
             print(f"{name} …", file=sys.stderr, flush=True)
             try:
-                figures += measure(name, Path(folder))
+                figures += measure(name, Path(folder), own)
             except RuntimeError as error:
                 broken.append(str(error))
     show("All benchmarks", figures)
