@@ -141,7 +141,7 @@ class Site(Block):
         prefect = self.events.open()
         if prefect is None or self.stream is None:
             return prefect
-        return Fanout([prefect, self.stream.open()])
+        return Fanout([self.stream.open(), prefect])  # the quicker one first: each waits for those before it
 
 
 def open_site(name: str = "local") -> OpenSite:

@@ -17,10 +17,9 @@ from typing import Any
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.redis import RedisStream
-from blocks.site import open_site
+from blocks.site import Site, described, open_site
 from dailies.errors import TimedOut
 from dailies.events import schemas
-from dailies.events.fanout import Fanout
 from dailies.events.interface import cloud_event
 from dailies.failpoints import fired
 from dailies.ledger.records import Event
@@ -41,7 +40,7 @@ START_S = 60.0
 CALM_JOBS = {False: 1, True: 8}  # by ``full``
 MIDDLE = "transcribe_chunk:before#3"
 # Half a second in the middle for Redis to be gone, and time at the end for it to be back before the job is over.
-SLOWLY = f"{MIDDLE}=sleep(0.5);make_transcript:before=sleep(1.5)"
+SLOWLY = f"{MIDDLE}=sleep(0.5);make_transcript:before=sleep(3)"
 
 
 # ── the stream and what carries events there ──────────────────────────────────────────────────────────────────────────
@@ -144,10 +143,9 @@ def carry(relay: str, site_name: str, stream: dict[str, Any], api_url: str) -> N
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with temporary_settings({PREFECT_API_URL: api_url}):
-        site = open_site(site_name)
-        receivers = [] if site.events is None else [site.events]
-        events = Fanout([*receivers, RedisStream(**stream).open()])
-        pkgutil.resolve_name(relay)(replace(site, events=events), ended)
+        block = Site() if site_name == "local" else described(site_name)
+        with_stream = block.model_copy(update={"stream": RedisStream(**stream)})
+        pkgutil.resolve_name(relay)(replace(open_site(site_name), events=with_stream.open_events()), ended)
 
 
 # ── the trials ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -271,7 +269,7 @@ def in_the_middle(line: Line, name: str) -> tuple[Trial, Child]:
 def away(
     line: Line, trial: Trial, fault: str, take: Callable[[], None], bring_back: Callable[[], None]
 ) -> Iterator[Heard]:
-    """No Redis inside; it comes back when the job has told more and the relay has noticed.
+    """No Redis inside; it comes back when the job has told more and the relay has tried to pass that on.
 
     To ``take`` what is gone already is no harm.
     """
@@ -283,7 +281,8 @@ def away(
         before = {event.id for event in trial.events()}
         yield heard
         in_time(line.run, lambda: len(trial.events()) > len(before), NOTICED_S)
-        in_time(line.run, lambda: len(line.complaints()) > said, NOTICED_S)
+        unheard = len(line.complaints())
+        in_time(line.run, lambda: len(line.complaints()) > unheard, NOTICED_S)
         evidence = [f"pid {line.server.process.pid}, state {line.server.process.state or 'gone'}"]
         told = {event.id for event in trial.events()} - before
         owed = line.owed()

@@ -20,6 +20,7 @@ from tasks.job_recovery import (
     recovered_alone,
     undisturbed,
 )
+from tasks.recovery_events import redis_away
 from tasks.recovery_parts import PARALLEL
 from tasks.recovery_workers import real_workers
 from tasks.scenario import Mode, scenario
@@ -31,8 +32,8 @@ JOBS = {"quick": 4, "full": 90}
 AWAY_S = {"quick": 3.0, "full": 60.0}
 BESIDE = {"files": damaged_files, "crowds": crowds_and_chains}
 WORKER_JOBS = {"quick": 1, "full": 9}
-PARTS = ("kills", *BESIDE, "workers", "room")
-IN_QUICK = ("kills", *BESIDE, "room")
+PARTS = ("kills", *BESIDE, "events", "workers", "room")
+IN_QUICK = ("kills", *BESIDE, "events", "room")
 PRELOADED = (__name__, "flows.transcribe_media")
 Lanes = Annotated[int, Field(ge=1, le=16)]
 
@@ -45,7 +46,7 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
         mode: quick (a dozen kills, about a minute) or full (at least 200, some of them of real workers).
         site: Where: 'local', or the name of a 'Dailies site' block that is open to scenarios and serves nothing else.
         parallel: How many jobs are killed side by side.
-        only: Parts to play, by name and separated by commas: kills, files, crowds, workers, room. Empty: all of
+        only: Parts to play, by name and separated by commas: kills, files, crowds, events, workers, room. Empty: all of
             them; quick leaves the workers out.
         seed: Drives every random choice; the journal names it, to replay a run.
     """
@@ -59,6 +60,8 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
             killed_everywhere(run, whole, plans(POINTS, JOBS[mode], seed), parallel)
         for part in beside:
             part.result()
+        if "events" in parts:  # alone: it measures how soon an event is there
+            redis_away(run, whole, mode == "full")
         if "workers" in parts:  # alone: this supervisor would dispatch the others' jobs as well
             real_workers(run, whole, plans(POINTS, WORKER_JOBS[mode], seed + 1))
         if "room" in parts:  # alone: it takes the ledger from everybody
