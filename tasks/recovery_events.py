@@ -138,7 +138,8 @@ def in_time(run: Scenario, true: Callable[[], bool], seconds: float) -> bool:
 
 def carry(relay: str, site_name: str, stream: dict[str, Any], api_url: str) -> None:
     """In a child, until it is asked to end."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # Whoever forked us may have set logging up already, for an output that is not ours.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

@@ -17,7 +17,7 @@ from typing import Any, cast
 from blocks.site import OpenSite, open_site
 from dailies.events import schemas
 from dailies.failpoints import fired
-from dailies.ledger.records import Caps, Event, Job, JobRequest, JobState, Unit
+from dailies.ledger.records import RECOVERED, Caps, Event, Job, JobRequest, JobState, Unit
 from dailies.media.keys import MediaKey
 from dailies.scenarios.processes import Child
 from dailies.scenarios.unreliable import FullStore
@@ -175,7 +175,7 @@ class Trial:
         That is the ttl's doing and no death of ours, but nothing may be lost by it either: it counts as one.
         """
         job = self.run.ledger.jobs.get(self.job.id)
-        if job.final or job.attempt == self.begun or self.starved == SPARE:
+        if job.message != RECOVERED or job.attempt == self.begun or job.final or self.starved == SPARE:
             return False
         self.starved += 1
         self.deaths.append(Death(time.time(), frozenset(done_chunks(self.run.ledger.units.of(job.id)))))
@@ -355,10 +355,12 @@ def hearing_faults(trial: Trial, whole: Whole) -> list[str]:
         if line["sound"] in death.done and line["at"] > death.when
     ]
     most = trial.run.ledger.jobs.get(trial.job.id).attempt
+    twice = [pair for pair, times in Counter((line["sound"], line["pid"]) for line in heard).items() if times > 1]
     often = [sound for sound, times in Counter(line["sound"] for line in heard).items() if times > most]
     return (
         [f"lost {sound[:12]}" for sound in sorted(lost)]
         + [f"finished and heard again {sound[:12]}" for sound in again]
+        + [f"heard twice by one process {sound[:12]}" for sound, _ in twice]
         + [f"heard more often than there were attempts {sound[:12]}" for sound in often]
     )
 

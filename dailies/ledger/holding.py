@@ -79,10 +79,10 @@ class Keeper:
             try:
                 self._listen()
                 if time.monotonic() >= due:
-                    due = time.monotonic() + self._ttl / 3
                     self._renew()
+                    due = time.monotonic() + self._ttl / 3
             except Transient:
-                continue  # the ledger is busy; there are two more tries before the lease expires
+                continue  # the ledger is busy: tried again at the next look, until the lease has expired
             except DailiesError as error:
                 self._stop(error)
             except Exception as error:  # noqa: BLE001 - a keeper that dies unheard leaves work without a lease

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from dailies.speech.audio import RATE
-from dailies.speech.dtmf import KEYS, spoken
+from dailies.speech.dtmf import KEYS, Spoken, spoken
 
 PAUSE_MS = 2500
 
 
 def make_talk(path: Path, phrases: int, seed: int = 0, keys: int = 12) -> str:
     """Write it as WAV; returns the text. No two phrases are alike, so that none can stand in for another."""
-    said = phrases_of(phrases, seed, keys)
-    sound = spoken(" ".join(said), pause_ms=PAUSE_MS)
+    sound = talk_of(phrases, seed, keys)
     samples = (np.clip(sound.samples, -1, 1) * 32767).astype("<i2")
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -25,6 +24,11 @@ def make_talk(path: Path, phrases: int, seed: int = 0, keys: int = 12) -> str:
         file.setframerate(RATE)
         file.writeframes(samples.tobytes())
     return " ".join(word.text for word in sound.words)
+
+
+def talk_of(phrases: int, seed: int = 0, keys: int = 12) -> Spoken:
+    """The same without a file: its samples, and every word with its times."""
+    return spoken(" ".join(phrases_of(phrases, seed, keys)), pause_ms=PAUSE_MS)
 
 
 def phrases_of(count: int, seed: int, keys: int) -> list[str]:
