@@ -14,6 +14,7 @@
     │   └── TooLarge            over a stated limit
     ├── Transient             worth another try, later
     │   ├── TimedOut            no answer in time; the work may or may not have happened
+    │   ├── Unheard             the engine failed on a chunk of sound
     │   └── Injected            raised by an armed failpoint
     ├── Conflict              somebody else's claim stands
     │   ├── Held                the lease is somebody else's, for now
@@ -90,6 +91,10 @@ class Transient(DailiesError):
 
 class TimedOut(Transient):
     code = "timed_out"
+
+
+class Unheard(Transient):
+    code = "unheard"
 
 
 class Injected(Transient):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dailies.failpoints import fired
 from dailies.ledger.holding import TTL_S
 from dailies.ledger.records import Event, JobState, Unit
 from dailies.scenarios.processes import Child
+from dailies.scenarios.undertaker import strike
 from dailies.speech.dtmf import TALLY
 from tasks.caption_parts import FLOW_S
 from tasks.contention import RESCUE_S, part
@@ -20,7 +22,7 @@ from tasks.job_recovery import Plan, histogram
 from tasks.recovery_parts import FLOW, KIND, Death, Trial, Whole, done_chunks, findings, report
 from tasks.scenario import Scenario
 
-SLOTS = 4
+SLOTS = 2
 WORKER = "worker"
 LONG_S = 40
 RESUMED_S = 12.0
@@ -135,20 +137,24 @@ def all_killed(run: Scenario, crew: Crew) -> Trial:
 
 
 def drained(run: Scenario, crew: Crew) -> Trial:
-    """A worker that is told to stop hands its jobs back: that is no death, and costs no attempt."""
+    """A machine that shuts down tells all its processes to stop: the run hands its job back, at no cost."""
     trial = submitted(run, "drained", f"transcribe_chunk:after#2=sleep({LONG_S})")
     trial.attempts_may_differ = True
     run.until(lambda: bool(fired(trial.log(1))), FLOW_S, "the run did not come to its second chunk")
-    asked = time.time()
+    asked, (entry, *_) = time.time(), fired(trial.log(1))
+    told = [stray for stray in run.nursery.leftovers() if stray.pid == entry["pid"]]
+    for stray in told:
+        strike(stray.pid, stray.born, signal.SIGTERM)
     code = crew.worker.terminate(DRAIN_S)
-    run.journal.fault("worker told to stop", fired=1, evidence=f"pid {crew.worker.pid} exit {code}")
+    evidence = f"run {entry['pid']} and worker {crew.worker.pid}, exit {code}"
+    run.journal.fault("worker and run told to stop", fired=len(told), evidence=evidence)
     run.until(lambda: job_state(trial) is not JobState.RUNNING, DRAIN_S, "the drained run did not hand its job back")
     run.journal.expect_at_most("drained: handed back within (s)", round(time.time() - asked, 2), DRAIN_S)
     crew.hire_worker()
     wait_for_the_end(trial)
     job = run.ledger.jobs.get(trial.job.id)
-    told = has_told(trial, schemas.RECOVERY_STARTED)
-    run.journal.expect("drained: it is no crash", (job.attempt, job.crashes, told), (2, 0, False), "see hand_back")
+    recovered = has_told(trial, schemas.RECOVERY_STARTED)
+    run.journal.expect("drained: it is no crash", (job.attempt, job.crashes, recovered), (2, 0, False), "see hand_back")
     return trial
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,7 @@ from prefect.futures import PrefectFuture, as_completed, wait
 
 from dailies.canonical import canonical_json, digest
 from dailies.compute.local import LocalCompute
-from dailies.errors import BadInput, DailiesError, Damaged, Transient
+from dailies.errors import BadInput, DailiesError, Damaged, Transient, Unheard
 from dailies.events import schemas
 from dailies.failpoints import failpoint
 from dailies.ledger.records import RECOVERED
@@ -168,8 +169,9 @@ def transcribe_chunk(
             "settings": job.site.engines.get(ears["name"]),
             "sound": {"key": key, "sha256": sha256},
         }
-        return on_compute(job, transcribe_chunk, "transcribe_chunk", payload)
-    with whole_or_damaged(job.site.store, key) as path:
+        with engine_trouble():
+            return on_compute(job, transcribe_chunk, "transcribe_chunk", payload)
+    with whole_or_damaged(job.site.store, key) as path, engine_trouble():
         words = in_child(
             job,
             transcribe_chunk,
@@ -182,6 +184,15 @@ def transcribe_chunk(
             language=language,
         )
     return Output(facts={"number": number, "sha256": sha256, "words": words})
+
+
+@contextmanager
+def engine_trouble() -> Iterator[None]:
+    """What the engine cannot do is a gap in the transcript; what store or ledger cannot do now is none."""
+    try:
+        yield
+    except Transient as error:
+        raise Unheard(str(error)) from error
 
 
 @dataclass
@@ -227,7 +238,7 @@ class Hearing:
             self.heard[number] = result_of(future).facts["words"]
         except Damaged as damaged:
             self.mend(number, damaged)
-        except (BadInput, Transient) as error:
+        except (BadInput, Unheard) as error:
             self.give_up(number, error)
         self.progress((len(self.heard) + len(self.failures)) / len(self.chunks))
         self.write_partial()
@@ -238,7 +249,7 @@ class Hearing:
         self.plan = self.again()
         try:
             self.heard[number] = transcribe_chunk(self.job, *self.asked(number)).facts["words"]
-        except (BadInput, Damaged, Transient) as error:
+        except (BadInput, Damaged, Unheard) as error:
             self.give_up(number, error)
 
     def give_up(self, number: int, error: DailiesError) -> None:

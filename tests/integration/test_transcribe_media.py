@@ -17,7 +17,7 @@ from prefect.flow_engine import run_flow_sync
 from prefect.states import Pending
 
 from blocks.site import OpenSite
-from dailies.errors import BadInput, NotConfigured
+from dailies.errors import BadInput, NotConfigured, Transient
 from dailies.events.schemas import SCHEMAS, faults_of
 from dailies.home import home
 from dailies.ledger.records import Caps, Event, Job, JobState
@@ -154,8 +154,9 @@ def untried(monkeypatch):
 
 @pytest.mark.expects_errors
 @pytest.mark.usefixtures("untried")
-def test_a_chunk_that_fails_is_a_gap_moves_nothing_and_is_retried_alone(site, run, tally, arm):
-    arm("transcribe_chunk:before#3=raise")
+def test_a_chunk_that_fails_is_a_gap_moves_nothing_and_is_retried_alone(site, run, tally, monkeypatch):
+    deaf = Deaf(to=3)
+    monkeypatch.setattr("tasks.transcription.in_child", deaf)
     state, job = run(parallel=1)
     assert (state.type.value, job.state) == ("COMPLETED", JobState.DONE)
     broken = transcript(site)
@@ -165,7 +166,7 @@ def test_a_chunk_that_fails_is_a_gap_moves_nothing_and_is_retried_alone(site, ru
         sum(broken["coverage"][f"{part}_us"] for part in ("speech", "silence", "failed"))
         == (broken["coverage"]["duration_us"])
     )
-    assert gap["reason"] == "failpoint transcribe_chunk:before"
+    assert gap["reason"] == "the engine died"
     assert names(site, job).count("chunk.failed") == 1
     assert len(tally()) == PHRASES - 1
     run()
@@ -173,6 +174,29 @@ def test_a_chunk_that_fails_is_a_gap_moves_nothing_and_is_retried_alone(site, ru
     assert whole["gaps"] == []
     assert all(place in places(whole) for place in places(broken)), "what was heard beside the gap has not moved"
     assert set(tally().values()) == {1}, "only what failed is heard again"
+
+
+class Deaf:
+    """An engine that dies of one chunk, the first time it gets it."""
+
+    def __init__(self, to: int) -> None:
+        self.to = to
+
+    def __call__(self, job, step, function, **arguments):
+        if step.name == "transcribe_chunk":
+            self.to -= 1
+            if self.to == 0:
+                raise Transient("the engine died")
+        return in_child(job, step, function, **arguments)
+
+
+@pytest.mark.expects_errors
+@pytest.mark.usefixtures("untried")
+def test_a_ledger_that_is_away_for_a_moment_is_no_gap_but_another_attempt(site, run, arm):
+    arm("transcribe_chunk:after#3=raise")
+    _, job = run(parallel=1)
+    assert (job.state, job.attempt, job.error_code) == (JobState.QUEUED, 2, "injected")
+    assert "chunk.failed" not in names(site, job)
 
 
 def places(found: dict[str, Any]) -> list[tuple[int, int, str]]:
