@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,17 +161,19 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             try:
                 result = function(working, **own)
             finally:
-                working.children.close()
-                give_back(site.ledger, keeper, working.video)
+                with told_once():
+                    working.children.close()
+                    give_back(site.ledger, keeper, working.video)
             keeper.drop(lease)
             site.ledger.jobs.done(lease, result)
             failpoint("job.done")
             clear(site, job)
             return result
         except BaseException as error:
-            keeper.drop(lease)
-            state = end(site, lease, error)
-            settle(site, job.id)
+            with told_once():
+                keeper.drop(lease)
+                state = end(site, lease, error)
+                settle(site, job.id)
             if state is None:
                 raise
             return state
@@ -251,6 +255,19 @@ def end(site: OpenSite, lease: Lease, error: BaseException) -> State[Any] | None
                 return requeued(job, reason) if job.state is JobState.QUEUED and isinstance(error, Exception) else None
     except Conflict as late:
         return Crashed(name="Superseded", message=str(late))
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Who shuts a machine down may say so twice, and the second time must not cut short what the first has begun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def settle(site: OpenSite, job_id: str) -> None:

@@ -26,8 +26,9 @@ SLOTS = 2
 WORKER = "worker"
 LONG_S = 40
 RESUMED_S = 12.0
-# What a run needs to say after it has been told to stop, and a worker to be gone.
-DRAIN_S = 30.0
+# Prefect's worker waits for its runs; who shuts a machine down kills it after a while.
+DRAIN_S = 10.0
+HANDED_BACK_S = 5.0
 
 
 @dataclass
@@ -137,7 +138,10 @@ def all_killed(run: Scenario, crew: Crew) -> Trial:
 
 
 def drained(run: Scenario, crew: Crew) -> Trial:
-    """A machine that shuts down tells all its processes to stop: the run hands its job back, at no cost."""
+    """A run that is told to stop hands its job back, at no cost; then its worker is told, too.
+
+    Not at the same moment: Prefect's worker then kills its runs before they can say anything, which is a crash.
+    """
     trial = submitted(run, "drained", f"transcribe_chunk:after#2=sleep({LONG_S})")
     trial.attempts_may_differ = True
     run.until(lambda: bool(fired(trial.log(1))), FLOW_S, "the run did not come to its second chunk")
@@ -145,13 +149,14 @@ def drained(run: Scenario, crew: Crew) -> Trial:
     told = [stray for stray in run.nursery.leftovers() if stray.pid == entry["pid"]]
     for stray in told:
         strike(stray.pid, stray.born, signal.SIGTERM)
+    run.until(lambda: job_state(trial) is not JobState.RUNNING, DRAIN_S, "the drained run did not hand its job back")
     code = crew.worker.terminate(DRAIN_S)
     evidence = f"run {entry['pid']} and worker {crew.worker.pid}, exit {code}"
-    run.journal.fault("worker and run told to stop", fired=len(told), evidence=evidence)
-    run.until(lambda: job_state(trial) is not JobState.RUNNING, DRAIN_S, "the drained run did not hand its job back")
-    run.journal.expect_at_most("drained: handed back within (s)", round(time.time() - asked, 2), DRAIN_S)
+    run.journal.fault("run and worker told to stop", fired=len(told), evidence=evidence)
     crew.hire_worker()
     wait_for_the_end(trial)
+    back = [event.time - asked for event in trial.events() if event.type == "dailies.job.queued" and event.time > asked]
+    run.journal.expect_at_most("drained: handed back within (s)", back[0] if back else None, HANDED_BACK_S)
     job = run.ledger.jobs.get(trial.job.id)
     recovered = has_told(trial, schemas.RECOVERY_STARTED)
     run.journal.expect("drained: it is no crash", (job.attempt, job.crashes, recovered), (2, 0, False), "see hand_back")

@@ -276,12 +276,12 @@ def all_told(run: Scenario) -> Check:
 
 
 def effects_twice(ledger: Ledger, job: Job, width: int = 1) -> str:
-    """A job ends once; and an attempt that died may cost the units that it was in, never a finished one."""
+    """A job ends once; and an attempt that died or was stopped may cost the units that it was in, no finished one."""
     ends = [event for event in ledger.outbox.of(job.id) if event.type in ENDINGS]
     redone = sum(max(unit.attempts - 1, 0) for unit in ledger.units.of(job.id))
     if len(ends) > 1:
         return f"job {job.id} ended {len(ends)} times"
-    return f"job {job.id} redid {redone} units in {job.crashes} crashes" if redone > width * job.crashes else ""
+    return f"job {job.id} redid {redone} units in {job.attempt} attempts" if redone > width * (job.attempt - 1) else ""
 
 
 def sweep_leftovers(client: SyncPrefectClient) -> None:

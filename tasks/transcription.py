@@ -29,7 +29,7 @@ from dailies.speech.transcript import exports, origin, segments, subrip
 from dailies.speech.words import words_from_json
 from dailies.store.interface import Artifact
 from tasks._compute import on_compute
-from tasks._job import Working
+from tasks._job import Working, told_once
 from tasks._leftovers import work_folder
 from tasks._step import Output, effect, in_child, work
 from tasks.published import publish, published
@@ -225,8 +225,9 @@ class Hearing:
                 first = next(as_completed(list(under_way)))
                 self.take(under_way.pop(first), first)
         except BaseException:
-            self.job.children.close()
-            wait(list(under_way), timeout=LEAVE_S)  # who is told to stop has to say so before it is killed
+            with told_once():
+                self.job.children.close()
+                wait(list(under_way), timeout=LEAVE_S)  # who is told to stop has to say so before it is killed
             raise
 
     def asked(self, number: int) -> tuple[str, int, str, str, Json, str | None]:

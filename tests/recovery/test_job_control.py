@@ -130,3 +130,16 @@ def test_canceled_while_paused_it_leaves_nothing_once_the_machine_is_swept(site,
     command = [sys.executable, "-c", f"{program}; clear_orphans(open_site(), 0.0)"]
     subprocess.run(command, env={**os.environ, "DAILIES_HOME": str(home)}, check=True)
     assert left_behind(site, home) == []
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_run_that_is_told_to_stop_hands_its_job_back_however_often_it_is_told(site, home, start, eventually, times):
+    process = start("speech.hear#2=hang")
+    eventually(lambda: failpoints.fired(home / "faults.jsonl"), 60)
+    for _ in range(times):
+        process.terminate()
+        time.sleep(0.005)
+    process.wait(30)
+    job = only(site)
+    assert (job.state, job.attempt, job.crashes, job.message) == (JobState.QUEUED, 2, 0, "Its worker was told to stop")
+    assert any(key.endswith(".f32") for key in left_behind(site, home)), "the next attempt goes on with them"
