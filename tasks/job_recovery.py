@@ -6,7 +6,7 @@ import json
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -24,6 +24,7 @@ from tasks._step import Step
 from tasks.caption_parts import FLOW_S, LOOK_S, files_of, published_bytes
 from tasks.contention import finish, part
 from tasks.recovery_parts import (
+    FIXES,
     FORGETFUL,
     FULL,
     PHRASES,
@@ -47,6 +48,7 @@ AFTER_TWO = "transcribe_chunk:committed#2"
 RESUMED_S = {True: 1.0, False: 3.0}
 COMPLETED_S, MORE_MEMORY = 5.0, 0.1
 APART_S = 0.02
+ENDED, SAME, _FILES, HEARD, *_REST = FIXES
 
 
 @part("undisturbed")
@@ -151,15 +153,31 @@ def killed_everywhere(run: Scenario, whole: Whole, chosen: Sequence[Plan], lanes
     """Killed at these points, attempt after attempt, each job comes to the undisturbed run's end."""
     with run.journal.span("kills", f"{len(chosen)} jobs"), ThreadPoolExecutor(lanes) as pool:
         trials = list(pool.map(lambda numbered: killed(run, *numbered), enumerate(chosen)))
-    report(run, "kills", [findings(trial, whole) for trial, _ in trials])
+    found = [findings(trial, whole) for trial, _ in trials]
+    report(run, "kills", found)
     delays = sorted(delay for _, each in trials for delay in each)
     limit = TTL_S + SWEEP_S
     run.journal.expect_at_most("kills: given to the next attempt within ttl + sweep (s)", delays[-1], limit + 1.0)
     run.journal.metric("kills", len(delays))
+    run.journal.metric("unrecovered", bounded(ended_wrong(found), len(delays)))
+    run.journal.metric("duplicates_or_losses", bounded(heard_wrong(found), len(delays)))
     run.journal.metric("attempts_starved_of_their_lease", sum(trial.starved for trial, _ in trials))
     run.journal.metric("takeover_s", histogram(delays))
     resumed = sorted(delay for trial, _ in trials for delay in resume_delays(trial))
     run.journal.metric("recovery_start_to_first_resumed_unit_s", histogram(resumed))
+
+
+def ended_wrong(found: Sequence[Mapping[str, list[str]]]) -> int:
+    return sum(bool(one[ENDED] or one[SAME]) for one in found)
+
+
+def heard_wrong(found: Sequence[Mapping[str, list[str]]]) -> int:
+    return sum(len(one[HEARD]) for one in found)
+
+
+def bounded(seen: int, tried: int) -> dict[str, float | int]:
+    """A zero says no more than how often it was tried: at 95 % the true share is below three in so many."""
+    return {"seen": seen, "n": tried, "upper_bound_95": round(3 / max(tried, 1), 4)}
 
 
 def killed(run: Scenario, number: int, points: Plan) -> tuple[Trial, list[float]]:
