@@ -84,7 +84,7 @@ def test_a_canceled_job_ends_with_all_its_processes_within_two_seconds(site, hom
     process.wait(20)
     all_gone = time.monotonic() - began
     assert workers_gone < 2.0
-    assert all_gone < 5.0, "2 s, and a busy machine: what is left by then only takes its leave of Prefect"
+    assert all_gone < 10.0, "2 s, and a busy machine: what is left by then only takes its leave of Prefect"
     job = only(site)
     assert (job.state, job.message) == (JobState.CANCELED, "Canceled")
     assert left_behind(site, home) == []
