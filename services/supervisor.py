@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from blocks.site import OpenSite, open_site
 from dailies.errors import DailiesError, Held, NotConfigured, Transient
@@ -26,31 +28,48 @@ KEPT_S = 7 * 24 * 3600.0
 
 
 def supervise(site: OpenSite, caps: Caps, ended: threading.Event) -> None:
-    relaying = threading.Thread(target=relay_events, args=(site, ended), name="relay")
-    relaying.start()
+    beside = [
+        threading.Thread(target=relay_events, args=(site, ended), name="relay"),
+        threading.Thread(target=clean_up, args=(site, ended), name="clean"),
+    ]
+    for thread in beside:
+        thread.start()
     try:
-        next_clean, cleaned = 0.0, time.time() - KEPT_S
         while not ended.wait(SWEEP_S):
             sweep(site, caps)
-            if time.monotonic() >= next_clean:
-                next_clean, since, cleaned = time.monotonic() + CLEAN_S, cleaned, time.time()
-                clean(site, since - CLEAN_S)
     finally:
         ended.set()
-        relaying.join()
+        for thread in beside:
+            thread.join()
 
 
-def clean(site: OpenSite, since: float) -> None:
+def clean_up(site: OpenSite, ended: threading.Event) -> None:
+    """Once an hour, and not between two sweeps: a large store takes minutes, and a dead worker's job must not wait."""
+    since = time.time() - KEPT_S
+    while not ended.is_set():
+        begun = time.time()
+        if clean(site, since):
+            since = begun - CLEAN_S
+        ended.wait(CLEAN_S)
+    site.ledger.close()
+
+
+def clean(site: OpenSite, since: float) -> bool:
     """What killed writers left in the store, the folders of calls whose result nobody will ask for any more, and the
-    working files of jobs that ended since."""
-    clear_orphans(site, since)
+    working files of jobs that ended since. False where those could not all be looked through."""
+    whole = cleaned("working files", lambda: clear_orphans(site, since))
     for what in (site.store, site.compute):
-        try:
-            removed = what.clean(KEPT_S)
-        except (OSError, DailiesError) as error:
-            log.warning("action=later error=%s", error)
-        else:
-            log.info("action=clean what=%s removed=%s", type(what).__name__, removed)
+        cleaned(type(what).__name__, functools.partial(what.clean, KEPT_S))
+    return whole
+
+
+def cleaned(what: str, how: Callable[[], int]) -> bool:
+    try:
+        log.info("action=clean what=%s removed=%s", what, how())
+    except (OSError, DailiesError) as error:
+        log.warning("action=later what=%s error=%s", what, error)
+        return False
+    return True
 
 
 def relay_events(site: OpenSite, ended: threading.Event) -> None:

@@ -34,28 +34,33 @@ def scratch_of(job_id: str, *, create: bool = False) -> Path:
     return folder
 
 
-def clear(site: OpenSite, job: Job) -> None:
-    """Of a job that is over nothing is left but its results. What cannot be removed now is found by the next sweep."""
+def clear(site: OpenSite, job: Job) -> int:
+    """Of a job that is over nothing is left but its results; returns how many objects went.
+
+    What cannot be removed now is found by the next sweep.
+    """
     tenant, _, rest = job.subject.partition("/")
     video = rest.partition("/")[0]
+    removed = 0
     try:
         for side in ("client", "server") if video else ():
-            site.store.delete(f"{tenant}/{side}/videos/{video}/{work_folder(job)}")
+            removed += site.store.delete(f"{tenant}/{side}/videos/{video}/{work_folder(job)}")
         shutil.rmtree(scratch_of(job.id), ignore_errors=True)
     except (DailiesError, OSError) as error:
         log.warning("action=later job=%s error=%s", job.id, error)
+    return removed
 
 
-def clear_orphans(site: OpenSite, since: float) -> None:
+def clear_orphans(site: OpenSite, since: float) -> int:
     """Once more for every job that ended since: its last run may have written after it was told that it is over."""
-    for state in FINAL:
-        for job in site.ledger.jobs.all(state):
-            if job.updated_at >= since:
-                clear(site, job)
+    ended = [job for state in FINAL for job in site.ledger.jobs.all(state) if job.updated_at >= since]
+    removed = sum(clear(site, job) for job in ended)
     folder = home() / "work"
     for found in folder.iterdir() if folder.is_dir() else ():
         if is_over(site, found.name):
             shutil.rmtree(found, ignore_errors=True)
+            removed += 1
+    return removed
 
 
 def is_over(site: OpenSite, job_id: str) -> bool:

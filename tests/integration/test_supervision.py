@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -33,6 +34,7 @@ from dailies.ledger.records import Caps, Job, JobRequest, JobState, Lease, Video
 from dailies.ledger.sqlite import SqliteLedger
 from flows.ingest_media import ingest_media, video_of
 from flows.recover_jobs import recover_jobs
+from services import supervisor
 from services.environment import environment
 from tasks import supervision
 from tasks._hooks import cancel_job
@@ -616,6 +618,23 @@ def test_a_supervisor_process_recovers_dispatches_relays_and_stops_when_told(
     assert again.message == "Recovered after restart"
     assert stopped_within(3, process)
     assert site.ledger.leases.holder("relay") is None
+
+
+def test_a_ledger_that_is_away_while_the_supervisor_cleans_up_costs_no_more_than_a_later_clean_up(
+    site, monkeypatch, caplog, beside, eventually
+):
+    def away(*_: object) -> int:
+        raise Transient("the ledger does not answer")
+
+    monkeypatch.setattr(supervisor, "CLEAN_S", 0.2)
+    monkeypatch.setattr(supervisor, "clear_orphans", away)
+    ended = threading.Event()
+    running = beside(supervisor.supervise, site, NONE, ended)
+    with caplog.at_level(logging.WARNING, "dailies.supervisor"):
+        eventually(lambda: sum("what=working files" in record.message for record in caplog.records) >= 2)
+    assert not running.done()
+    ended.set()
+    running.result(10)
 
 
 @pytest.mark.recovery
