@@ -23,7 +23,7 @@ import httpx
 from prefect import Flow, State, flow, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Crashed, Failed
@@ -159,7 +159,8 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             video = take(site, job, lease, keeper, f"video:{job.subject}", patience)
             working = Working(site, job, lease, keeper, video, patience)
             try:
-                result = function(working, **own)
+                with untagged():
+                    result = function(working, **own)
             finally:
                 with told_once():
                     working.children.close()
@@ -179,6 +180,12 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             return state
         finally:
             site.ledger.close()
+
+
+def untagged() -> TagsContext:
+    """The run's tags are not for its steps: for every tag of a task Prefect asks its server for a concurrency slot, one
+    more request before each step, and a server that answers 503 ends the step, and with it the attempt."""
+    return TagsContext(current_tags=set())
 
 
 def subject_of(subject: Callable[..., str], parameters: dict[str, Any]) -> tuple[str, BadInput | None]:

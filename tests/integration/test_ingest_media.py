@@ -11,11 +11,12 @@ from uuid import UUID
 
 import pytest
 from PIL import Image
-from prefect import State
+from prefect import State, tags
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import CancelledRun, CrashedRun
 from prefect.flow_engine import run_flow_sync
+from prefect.runtime import task_run
 from prefect.states import Pending
 
 from dailies.errors import BadInput, EmptyFile, Held, Injected, Missing, Truncated, Unreadable
@@ -27,7 +28,7 @@ from dailies.store.interface import Artifact
 from flows.ingest_media import ingest_media
 from tasks import _job
 from tasks._job import Working, job_flow
-from tasks._step import REGISTRY, Output, work
+from tasks._step import REGISTRY, Output, effect, work
 from tasks.ingest import make_contact_sheet, probe_media
 from tasks.supervision import sweep
 
@@ -314,6 +315,27 @@ def test_a_cancel_that_the_fence_tells_of_first_is_shown_as_a_cancel_too(site, c
     state = job_flow("canceled-midway", subject=lambda tenant: tenant)(canceled_midway)(tenant="a", return_state=True)
     assert only(site).state is JobState.CANCELED
     assert client.read_flow_run(state.state_details.flow_run_id).state.name == "Cancelled"
+
+
+def test_the_steps_of_a_run_with_tags_ask_for_no_concurrency_slots(site):
+    seen = []
+
+    def look(job: Working) -> Output:
+        """Which tags it has."""
+        seen.append(task_run.tags)
+        return Output()
+
+    step = effect(timeout=10, retries=0)(look)
+    del REGISTRY["look"]
+
+    def tagged(job: Working, tenant: str) -> None:
+        """Has one step in its own thread, one beside it."""
+        step(job)
+        step.submit(job).result()
+
+    with tags("nightly"):
+        job_flow("tagged", subject=lambda tenant: tenant)(tagged)(tenant="acme")
+    assert seen == [[], []], "Prefect asks its server for a slot for every tag of a task, and a 503 would end the step"
 
 
 @pytest.mark.expects_errors
