@@ -12,7 +12,7 @@ from dailies.media.keys import MediaKey
 from dailies.media.upload import changed, unchanged, version_of
 from tasks._job import Working
 from tasks._step import Output, effect, in_child, work
-from tasks.published import publish, published
+from tasks.published import of_the_same_bytes, publish
 from tasks.verdict import show_png
 
 HOUR = 3600.0
@@ -66,12 +66,10 @@ def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) ->
     What was made of the same bytes stays published beside them; what was made of others goes.
     """
     key = MediaKey.parse(job.job.tenant, media_key)
-    before = published(job.site, key)
-    same = before.get("probe", {}).get("facts", {}).get("sha256") == probe.facts["sha256"]
-    manifest = {**(before if same else {}), "probe": probe.to_json(), "contact_sheet": sheet.to_json()}
+    job.site.ledger.videos.register(key.tenant, key.video, media_key)
+    kept, gone = of_the_same_bytes(job.site, key, probe.facts["sha256"])
+    manifest = {**kept, "probe": probe.to_json(), "contact_sheet": sheet.to_json()}
     artifact = publish(job.site, job.video, key, manifest)
-    known = job.site.ledger.videos.register(key.tenant, key.video, media_key)
-    gone = {} if same else dict.fromkeys(known.metadata)
     found = metadata(json.loads(job.site.store.get(probe.artifacts[0].key)))
     job.site.ledger.videos.update(job.video, metadata=gone | found)
     return Output(artifacts=(artifact,))

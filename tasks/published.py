@@ -18,6 +18,7 @@ from dailies.media.keys import MediaKey
 from dailies.store.interface import Artifact
 
 Manifest = dict[str, Any]
+ORIGINS = ("probe", "transcript")  # the parts that say of which bytes of the upload they, and so all others, are
 
 
 def published(site: OpenSite, key: MediaKey) -> Manifest:
@@ -25,6 +26,18 @@ def published(site: OpenSite, key: MediaKey) -> Manifest:
     current = site.ledger.generations.current(video_resource(key.tenant, key.video))
     found: Manifest = json.loads(site.store.get(current)) if current else {}
     return found
+
+
+def of_the_same_bytes(site: OpenSite, key: MediaKey, sha256: str) -> tuple[Manifest, dict[str, None]]:
+    """What may stay beside a new part that was made of these bytes of the upload: all of it, or nothing.
+
+    The second is what the video must forget with it, as metadata that is gone.
+    """
+    before = published(site, key)
+    if {before[name]["facts"]["sha256"] for name in ORIGINS if name in before} == {sha256}:
+        return before, {}
+    known = site.ledger.videos.get(key.tenant, key.video)
+    return {}, dict.fromkeys(known.metadata)
 
 
 def publish(site: OpenSite, lease: Lease, key: MediaKey, manifest: Manifest) -> Artifact:

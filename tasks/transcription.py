@@ -32,7 +32,7 @@ from tasks._compute import on_compute
 from tasks._job import Working, told_once
 from tasks._leftovers import work_folder
 from tasks._step import Output, effect, in_child, work
-from tasks.published import publish, published
+from tasks.published import of_the_same_bytes, publish
 
 HOUR = 3600.0
 CHUNK_S = 600.0
@@ -349,16 +349,19 @@ def facts_of(whole: Whole, about: Json) -> Json:
 
 @effect(timeout=60)
 def publish_transcript(job: Working, media_key: str, transcript: Output) -> Output:
-    """Make it the video's transcript, with one write. An older attempt can never point it back: it is fenced."""
+    """Make it the video's transcript, with one write. An older attempt can never point it back: it is fenced.
+
+    What was made of the same bytes stays published beside it; what was made of others goes.
+    """
     key = MediaKey.parse(job.job.tenant, media_key)
     job.site.ledger.videos.register(key.tenant, key.video, media_key)
-    before = published(job.site, key)
-    artifact = publish(job.site, job.video, key, {**before, "transcript": transcript.to_json()})
-    coverage = transcript.facts["coverage"]
-    job.site.ledger.videos.update(
-        job.video,
-        metadata={"transcript": transcript.file("transcript.json").key, "transcript_failed_us": coverage["failed_us"]},
-    )
+    kept, gone = of_the_same_bytes(job.site, key, transcript.facts["sha256"])
+    artifact = publish(job.site, job.video, key, {**kept, "transcript": transcript.to_json()})
+    said = {
+        "transcript": transcript.file("transcript.json").key,
+        "transcript_failed_us": transcript.facts["coverage"]["failed_us"],
+    }
+    job.site.ledger.videos.update(job.video, metadata=gone | said)
     job.tell(schemas.TRANSCRIPTION_COMPLETED, "", completed(job, transcript, artifact))
     return Output(artifacts=(artifact,))
 

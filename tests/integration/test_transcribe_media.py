@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import wave
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from dailies.speech.engine import engine
 from dailies.speech.sample import make_talk
 from dailies.speech.transcribe import transcribe
 from dailies.store.interface import Artifact
+from flows.ingest_media import ingest_media
 from flows.transcribe_media import transcribe_media
 from tasks._step import REGISTRY, in_child
 from tasks.published import published
@@ -119,6 +121,56 @@ def test_a_talk_is_transcribed_told_and_cleared_away(site, run, talk, tally):
     assert working_files(site) == []
     assert site.ledger.videos.get("acme", "v1").metadata["transcript"].endswith("transcript.json")
     assert not any(site.ledger.audit(grace=0).values())
+
+
+def test_ingest_and_transcript_of_the_same_bytes_stand_side_by_side_and_of_others_never(site, run, tmp_path):
+    def ingest() -> None:
+        assert ingest_media(tenant="acme", media_key=KEY, return_state=True).is_completed()
+
+    def parts() -> list[str]:
+        return sorted(published(site, MediaKey.parse("acme", KEY)))
+
+    def known() -> set[str]:
+        return {name for name, value in site.ledger.videos.get("acme", "v1").metadata.items() if value is not None}
+
+    run()
+    ingest()
+    assert parts() == ["contact_sheet", "probe", "transcript"]
+    assert {"transcript", "sha256"} <= known()
+    make_talk(tmp_path / "other.wav", 2, seed=4)
+    site.store.put(KEY, (tmp_path / "other.wav").read_bytes())
+    ingest()
+    assert parts() == ["contact_sheet", "probe"]
+    assert "transcript" not in known()
+    run()
+    assert parts() == ["contact_sheet", "probe", "transcript"]
+    make_talk(tmp_path / "third.wav", 2, seed=5)
+    site.store.put(KEY, (tmp_path / "third.wav").read_bytes())
+    run()
+    assert parts() == ["transcript"]
+    assert known() == {"transcript", "transcript_failed_us"}
+
+
+def test_silence_is_a_transcript_without_words_of_which_every_second_is_accounted_for(site, run, tmp_path):
+    make_silence(tmp_path / "silence.wav", seconds=3)
+    site.store.put(KEY, (tmp_path / "silence.wav").read_bytes())
+    _, job = run()
+    assert job.state is JobState.DONE
+    found = transcript(site)
+    assert (found["text"], found["segments"]) == ("", [])
+    coverage = found["coverage"]
+    assert (coverage["duration_us"], coverage["silence_us"], coverage["speech_us"], coverage["failed_us"]) == (
+        3_000_000, 3_000_000, 0, 0,
+    )  # fmt: skip
+    assert names(site, job) == [name for name in TOLD if name != "chunk.transcribed"]
+
+
+def make_silence(path: Path, seconds: int) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 16_000 * seconds))
 
 
 def test_what_is_told_has_its_fields_and_each_chunk_its_text(site, run, talk):
