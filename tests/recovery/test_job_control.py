@@ -79,12 +79,9 @@ def test_a_canceled_job_ends_with_all_its_processes_within_two_seconds(site, hom
     assert len(ears_of(process)) == 2
     began = time.monotonic()
     site.ledger.jobs.cancel(only(site).id)
-    eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in tree[1:]), 10)
-    workers_gone = time.monotonic() - began
     process.wait(20)
-    all_gone = time.monotonic() - began
-    assert workers_gone < 2.0
-    assert all_gone < 10.0, "2 s, and a busy machine: what is left by then only takes its leave of Prefect"
+    eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in tree[1:]), 10)
+    assert time.monotonic() - began < 2.0
     job = only(site)
     assert (job.state, job.message) == (JobState.CANCELED, "Canceled")
     assert left_behind(site, home) == []
