@@ -45,7 +45,7 @@ PROGRESS_S = 2.0
 
 ARGUMENTS = """
         site: The connections to use: 'local', or the name of a 'Dailies site' block.
-        patience_s: Seconds to wait while another run works on the same video; 0 fails at once.
+        patience_s: Seconds to wait while another run works on the same; 0 fails at once.
     """
 
 
@@ -57,7 +57,7 @@ class Working:
     job: Job
     lease: Lease
     keeper: Keeper
-    video: Lease
+    claim: Lease  # on what is worked on: a video, or a catalogue
     patience: float = 30.0
     children: Children = field(default_factory=Children)
 
@@ -111,17 +111,19 @@ class Progress:
             update_progress_artifact(self._artifact, percent)
 
 
-def job_flow(name: str, subject: Callable[..., str], **options: Any) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
+def job_flow(
+    name: str, subject: Callable[..., str], resource: str = "video", **options: Any
+) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
     """Make ``function(job, **parameters)`` a flow of that name whose runs are jobs.
 
-    ``subject`` says from the parameters what is worked on; one run at a time has the lease on it. The flow gets two
-    more parameters: ``site`` and ``patience_s``.
+    ``subject`` says from the parameters what is worked on, and ``resource`` what kind of thing that is; one run at a
+    time has the lease on it. The flow gets two more parameters: ``site`` and ``patience_s``.
     """
 
     def decorate(function: Callable[..., Any]) -> Flow[..., Any]:
         @functools.wraps(function)
         def body(**parameters: Any) -> Any:
-            return run_job(name, function, subject, parameters)
+            return run_job(name, function, subject, resource, parameters)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         extra = [
@@ -137,7 +139,9 @@ def job_flow(name: str, subject: Callable[..., str], **options: Any) -> Callable
     return decorate
 
 
-def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str], parameters: dict[str, Any]) -> Any:
+def run_job(
+    kind: str, function: Callable[..., Any], subject: Callable[..., str], resource: str, parameters: dict[str, Any]
+) -> Any:
     own = {name: value for name, value in parameters.items() if name not in ("site", "patience_s")}
     try:
         site = open_site(parameters["site"])
@@ -156,15 +160,15 @@ def run_job(kind: str, function: Callable[..., Any], subject: Callable[..., str]
             if refusal is not None:
                 raise refusal
             patience = parameters["patience_s"]
-            video = take(site, job, lease, keeper, f"video:{job.subject}", patience)
-            working = Working(site, job, lease, keeper, video, patience)
+            claim = take(site, job, lease, keeper, f"{resource}:{job.subject}", patience)
+            working = Working(site, job, lease, keeper, claim, patience)
             try:
                 with untagged():
                     result = function(working, **own)
             finally:
                 with told_once():
                     working.children.close()
-                    give_back(site.ledger, keeper, working.video)
+                    give_back(site.ledger, keeper, working.claim)
             keeper.drop(lease)
             site.ledger.jobs.done(lease, result)
             failpoint("job.done")

@@ -45,7 +45,7 @@ def approved_regions(job: Working, media_key: str, crop: CropRegion | None) -> t
 @effect(timeout=60)
 def start_inferring(job: Working, media_key: str) -> Output:
     """Say that the captions are being read. Said again it changes nothing."""
-    job.site.ledger.videos.update(job.video, state=VideoState.INFERRING)
+    job.site.ledger.videos.update(job.claim, state=VideoState.INFERRING)
     return Output()
 
 
@@ -60,13 +60,13 @@ def infer_captions(job: Working, media_key: str, sha256: str, regions: list[dict
 def publish_captions(job: Working, media_key: str, inferred: Output) -> Output:
     """Make these the video's captions, with one write. An older attempt can never point it back: it is fenced."""
     key = MediaKey.parse(job.job.tenant, media_key)
-    artifact = publish(job.site, job.video, key, {**published(job.site, key), "captions": inferred.to_json()})
+    artifact = publish(job.site, job.claim, key, {**published(job.site, key), "captions": inferred.to_json()})
     said = {
         "captions": inferred.facts["captions"],
         "captions_confidence": inferred.facts["confidence"],
         "captions_db": inferred.file("captions.db.gz").key,
     }
-    job.site.ledger.videos.update(job.video, state=VideoState.READY, metadata=said)
+    job.site.ledger.videos.update(job.claim, state=VideoState.READY, metadata=said)
     return Output(artifacts=(artifact,))
 
 

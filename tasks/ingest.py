@@ -69,9 +69,9 @@ def publish_media(job: Working, media_key: str, probe: Output, sheet: Output) ->
     job.site.ledger.videos.register(key.tenant, key.video, media_key)
     kept, gone = of_the_same_bytes(job.site, key, probe.facts["sha256"])
     manifest = {**kept, "probe": probe.to_json(), "contact_sheet": sheet.to_json()}
-    artifact = publish(job.site, job.video, key, manifest)
+    artifact = publish(job.site, job.claim, key, manifest)
     found = metadata(json.loads(job.site.store.get(probe.artifacts[0].key)))
-    job.site.ledger.videos.update(job.video, metadata=gone | found)
+    job.site.ledger.videos.update(job.claim, metadata=gone | found)
     return Output(artifacts=(artifact,))
 
 

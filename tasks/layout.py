@@ -30,7 +30,7 @@ def start_processing(job: Working, media_key: str) -> Output:
     """Know the video, and say that it is being worked on. Said again it changes nothing."""
     key = MediaKey.parse(job.job.tenant, media_key)
     job.site.ledger.videos.register(key.tenant, key.video, media_key)
-    job.site.ledger.videos.update(job.video, state=VideoState.PROCESSING)
+    job.site.ledger.videos.update(job.claim, state=VideoState.PROCESSING)
     return Output()
 
 
@@ -103,10 +103,10 @@ def publish_layout(job: Working, media_key: str, probe: Output, frames: Output, 
     """Make this the video's layout. It waits for approval then; without captions there is nothing to approve."""
     key = MediaKey.parse(job.job.tenant, media_key)
     parts = {"frames": frames.to_json(), "layout": layout.to_json()}
-    artifact = publish(job.site, job.video, key, {**published(job.site, key), **parts})
+    artifact = publish(job.site, job.claim, key, {**published(job.site, key), **parts})
     state = VideoState.AWAITING_LAYOUT if layout.facts["regions"] else VideoState.READY
     said = {"layout": layout.file("layout.db.gz").key, "layout_confidence": layout.facts["confidence"]}
-    job.site.ledger.videos.update(job.video, state=state, metadata=said)
+    job.site.ledger.videos.update(job.claim, state=state, metadata=said)
     return Output(artifacts=(artifact,))
 
 

@@ -356,12 +356,12 @@ def publish_transcript(job: Working, media_key: str, transcript: Output) -> Outp
     key = MediaKey.parse(job.job.tenant, media_key)
     job.site.ledger.videos.register(key.tenant, key.video, media_key)
     kept, gone = of_the_same_bytes(job.site, key, transcript.facts["sha256"])
-    artifact = publish(job.site, job.video, key, {**kept, "transcript": transcript.to_json()})
+    artifact = publish(job.site, job.claim, key, {**kept, "transcript": transcript.to_json()})
     said = {
         "transcript": transcript.file("transcript.json").key,
         "transcript_failed_us": transcript.facts["coverage"]["failed_us"],
     }
-    job.site.ledger.videos.update(job.video, metadata=gone | said)
+    job.site.ledger.videos.update(job.claim, metadata=gone | said)
     job.tell(schemas.TRANSCRIPTION_COMPLETED, "", completed(job, transcript, artifact))
     return Output(artifacts=(artifact,))
 

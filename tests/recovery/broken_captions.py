@@ -58,7 +58,7 @@ def without_a_door(
     def emptied(job: Any, media_key: str, sha256: str, regions: Any, rate: float) -> Any:
         site, key = job.site, captions.MediaKey.parse(job.job.tenant, media_key)
         left = {name: part for name, part in captions.published(site, key).items() if name != "captions"}
-        captions.publish(site, job.video, key, left)
+        captions.publish(site, job.claim, key, left)
         return infer(job, media_key, sha256, regions, rate)
 
     infer = crop_and_infer.infer_captions
