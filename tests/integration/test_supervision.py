@@ -255,7 +255,7 @@ def test_the_video_of_a_job_that_was_canceled_does_not_go_on_saying_that_it_is_w
 def half_way(job: Working, tenant: str, media_key: str, error: str) -> None:
     """Says that it works on the video, and comes to grief."""
     job.site.ledger.videos.register(tenant, "v1", media_key)
-    job.site.ledger.videos.update(job.video, state=VideoState.PROCESSING)
+    job.site.ledger.videos.update(job.claim, state=VideoState.PROCESSING)
     raise Unreadable(error) if error == "not media" else Transient(error)
 
 
