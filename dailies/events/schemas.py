@@ -7,6 +7,7 @@ Seen from outside, in the order of a job that meets no trouble:
 
 and with trouble: dailies.chunk.failed, dailies.job.failed, and on the way back dailies.recovery.started,
 dailies.processing.resumed, dailies.recovery.completed or dailies.recovery.failed. The time of each is the event's own.
+The update of a catalogue tells dailies.catalog.stage when a stage is done, and dailies.catalog.published.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ RECOVERY_STARTED = "dailies.recovery.started"
 PROCESSING_RESUMED = "dailies.processing.resumed"
 RECOVERY_COMPLETED = "dailies.recovery.completed"
 RECOVERY_FAILED = "dailies.recovery.failed"
+CATALOG_STAGE = "dailies.catalog.stage"
+CATALOG_PUBLISHED = "dailies.catalog.published"
 
 
 def _fields(event: str, optional: Schema | None = None, **required: Any) -> Schema:
@@ -98,6 +101,8 @@ SCHEMAS: Mapping[str, Schema] = {
     RECOVERY_FAILED: _fields(
         "recovery_failed", attempt=COUNT, message=TEXT, recovery=RECOVERY, recovery_result={"const": "failed"}
     ),
+    CATALOG_STAGE: _fields("catalog_stage", stage=TEXT, facts={"type": "object"}),
+    CATALOG_PUBLISHED: _fields("catalog_published", generation=TEXT, digest=TEXT, as_of=COUNT),
 }
 _VALIDATORS = {kind: Draft202012Validator(schema) for kind, schema in SCHEMAS.items()}
 

@@ -61,6 +61,13 @@ class MediaKey:
         return "/".join((self.tenant, side, "videos", self.video, *parts))
 
 
+def catalog_subject(tenant: str, name: str) -> str:
+    """What an update of a catalogue works on; no video has a subject like it."""
+    _check("tenant", tenant, PART)
+    _check("catalogue name", name, PART)
+    return f"{tenant}/catalogs/{name}"
+
+
 def _check(what: str, value: str, allowed: re.Pattern[str]) -> None:
     if not isinstance(value, str) or not allowed.fullmatch(value):
         spaces = ", spaces" if allowed is FILE_NAME else ""

@@ -1,0 +1,270 @@
+"""The index of a generation: exact while the catalogue is small, inverted lists above.
+
+The lists hold float16, which the grid of vectors.py fits without loss: every score that a search returns is the exact
+one, and there is nothing to rank again. What can be missed is only what lies in a list that is not looked into; how
+many are, is found by measuring against exact search, and an index that misses too much is refused.
+
+Where little has changed, the lists of the generation before are kept and only those entries move that differ from the
+database, which is found by comparing: nobody has to tell. Each list is in the order of its ids, so that an index tells
+nothing of how many updates it took.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from dailies.catalog import clusters
+from dailies.catalog.index_file import (
+    FLAT,
+    LISTS,
+    About,
+    Contents,
+    contents,
+    entries,
+    is_lists,
+    load_index,
+    search,
+    search_keys,
+)
+from dailies.catalog.vectors import (
+    NEIGHBOURS,
+    Exact,
+    Ids,
+    Matrix,
+    Vectors,
+    drawn,
+    hashes,
+    made_whole,
+    probe,
+    recall,
+    sample,
+    vectors_of,
+)
+from dailies.errors import BadInput, DailiesError
+from dailies.failpoints import failpoint
+
+__all__ = ["build_index", "load_index", "search"]
+
+log = logging.getLogger("dailies.catalog")
+
+FLAT_BELOW = 50_000
+# FAISS itself warns below this many points for a centre; more than that is trained with, where there are more.
+FEWEST_POINTS, POINTS = 39, 50
+RECALL_FLOOR, RECALL_AIM = 0.95, 0.97
+NPROBES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+TRAINING_SEED = 1
+
+Progress = Callable[[float], None]
+
+
+def build_index(
+    db: str | Path,
+    out: str | Path,
+    nlist: int = 0,
+    device: str = "cpu",
+    previous: str | Path | None = None,
+    progress: Progress = lambda part: None,
+    *,
+    flat_below: int = FLAT_BELOW,
+    recall_floor: float = RECALL_FLOOR,
+) -> dict[str, Any]:
+    """`previous` is the index of the generation before."""
+    if nlist < 0 or device not in ("cpu", "gpu"):
+        raise BadInput(f"nlist {nlist} on the device {device!r}: ask for 0 (chosen) or more, on cpu or gpu")
+    build = _Build(vectors_of(Path(db)), nlist, clusters.assigner(device), recall_floor, progress)
+    log.info("action=index mode=%s total=%d", device, build.vectors.total)
+    if build.vectors.total < flat_below:
+        index, facts = build.flat()
+    else:
+        index, facts = (previous and build.updated(Path(previous))) or build.anew()
+    about = About(build.vectors.model, facts["trained_on"], nlist, facts["note"])
+    with made_whole(Path(out)) as temp:
+        faiss.write_index(index, str(temp))
+        about.append_to(temp)
+    progress(1.0)
+    meta = {"dim": build.vectors.dim, "mode": device, "model": build.vectors.model, "total": build.vectors.total}
+    log.info("action=indexed mode=%s type=%s nlist=%s nprobe=%s recall=%s", device, *(facts[name] for name in SAID))
+    return {**meta, **facts}
+
+
+SAID = ("type", "nlist", "nprobe", "recall")
+
+
+@dataclass
+class _Build:
+    vectors: Vectors
+    nlist: int
+    assigner: clusters.Assigner
+    recall_floor: float
+    progress: Progress
+
+    def flat(self) -> tuple[Any, dict[str, Any]]:
+        index = faiss.IndexIDMap2(faiss.IndexFlatIP(max(1, self.vectors.dim)))
+        failpoint("catalog.during_ann_build")
+        for ids, matrix in self.vectors.blocks():
+            index.add_with_ids(matrix, ids)
+            self.progress(index.ntotal / self.vectors.total)
+        return index, _facts(FLAT, 0, 0, 1.0, 0, added=self.vectors.total)
+
+    def anew(self) -> tuple[Any, dict[str, Any]]:
+        ids = self.vectors.ids()
+        nlist, note = self._lists()
+        chosen = ids[sample(ids, nlist * POINTS, TRAINING_SEED)]
+        points = self.vectors.some(chosen)
+        # Into the order of the hash that chose them: by id, the first would all be old.
+        points = points[np.argsort(drawn(chosen, TRAINING_SEED), kind="stable")]
+        centres = clusters.train(points, nlist, self.assigner, lambda part: self.progress(0.6 * part))
+        del points
+        index, nearest = _empty(centres), self.assigner(centres)
+        failpoint("catalog.during_ann_build")
+        exact = probe(self.vectors, ids)
+        for some, matrix in self.vectors.blocks():
+            _add(index, some, matrix, nearest(matrix))
+            exact.see(some, matrix)
+            self.progress(0.6 + 0.35 * index.ntotal / len(ids))
+        nprobe, measured = _probes(index, exact)
+        if measured < self.recall_floor:
+            raise BadInput(
+                f"the index finds {measured:.3f} of the {NEIGHBOURS} nearest, and {self.recall_floor:g} is asked, with "
+                f"{nprobe} of its {nlist} lists looked into: ask for fewer lists (nlist), or for none (flat_below)"
+            )
+        return index, _facts(LISTS, nlist, nprobe, measured, len(ids), added=len(ids), note=note)
+
+    def updated(self, previous: Path) -> tuple[Any, dict[str, Any]] | None:
+        """None where the index before does not fit any more, or never did."""
+        try:
+            about, index = About.of(previous), load_index(previous)
+        except DailiesError as error:
+            log.warning("action=index_anew reason=%s", error)
+            return None
+        if not self._fits(about, index):
+            return None
+        exact = probe(self.vectors, self.vectors.ids())
+        changes = self._compare(contents(index), exact)
+        if len(changes.ids) + len(changes.gone) > self.vectors.total // 2:
+            return None
+        failpoint("catalog.during_ann_build")
+        self._apply(index, changes)
+        nprobe, measured = _probes(index, exact)
+        if measured < self.recall_floor:
+            return None
+        counts = {"added": len(changes.ids), "removed": len(changes.gone)}
+        return index, _facts(LISTS, index.nlist, nprobe, measured, about.trained_on, **counts, note=about.note)
+
+    def _fits(self, about: About, index: Any) -> bool:
+        if not is_lists(index) or (about.model, index.d) != (self.vectors.model, self.vectors.dim):
+            return False
+        grown = self.vectors.total / about.trained_on
+        return about.asked == self.nlist and 0.5 <= grown <= 2
+
+    def _lists(self) -> tuple[int, str]:
+        """How many, and why it is not what was asked for."""
+        nlist = self.nlist or round(4 * sqrt(self.vectors.total))
+        most = max(1, self.vectors.total // FEWEST_POINTS)
+        if nlist <= most:
+            return nlist, ""
+        note = f"nlist {nlist} lowered to {most}: {self.vectors.total} vectors, at least {FEWEST_POINTS} for each list"
+        log.warning("action=index note=%s", note)
+        return most, note
+
+    def _compare(self, old: Contents, exact: Exact) -> _Changes:
+        still = np.zeros(len(old.ids), dtype=bool)
+        new_ids, new_vectors = [np.zeros(0, dtype=np.int64)], [np.zeros((0, self.vectors.dim), dtype=np.float32)]
+        seen = 0
+        for ids, matrix in self.vectors.blocks():
+            place = np.minimum(np.searchsorted(old.ids, ids), len(old.ids) - 1)
+            same = (old.ids[place] == ids) & (old.hashes[place] == hashes(matrix))
+            still[place[same]] = True
+            new_ids.append(ids[~same])
+            new_vectors.append(matrix[~same])
+            exact.see(ids, matrix)
+            seen += len(ids)
+            self.progress(0.8 * seen / self.vectors.total)
+        return _Changes(np.concatenate(new_ids), np.concatenate(new_vectors), old.ids[~still], old.lists[~still])
+
+    def _apply(self, index: Any, changes: _Changes) -> None:
+        centres = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+        into = self.assigner(centres)(changes.vectors) if len(changes.ids) else np.zeros(0, dtype=np.int64)
+        codes = changes.vectors.astype("<f2")
+        for number in np.union1d(into, changes.gone_from).tolist():
+            ids, old = entries(index, number)
+            keep = ~np.isin(ids, changes.gone[changes.gone_from == number])
+            all_ids = np.concatenate([ids[keep], changes.ids[into == number]])
+            order = np.argsort(all_ids, kind="stable")
+            _replace(index, number, all_ids[order], np.concatenate([old[keep], codes[into == number]])[order])
+        index.ntotal = self.vectors.total
+
+
+@dataclass(frozen=True)
+class _Changes:
+    ids: Ids
+    vectors: Matrix
+    gone: Ids
+    gone_from: NDArray[np.int64]
+
+
+def _facts(
+    kind: str,
+    nlist: int,
+    nprobe: int,
+    measured: float,
+    trained_on: int,
+    *,
+    added: int,
+    removed: int = 0,
+    note: str = "",
+) -> dict[str, Any]:
+    return {
+        "added": added,
+        "nlist": nlist,
+        "note": note,
+        "nprobe": nprobe,
+        "recall": round(measured, 4),
+        "removed": removed,
+        "trained_on": trained_on,
+        "type": kind,
+    }
+
+
+def _empty(centres: Matrix) -> Any:
+    """Plain, not by what is left over from the centre: only so is float16 without loss."""
+    nlist, dim = centres.shape
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(centres)
+    fp16 = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, fp16, faiss.METRIC_INNER_PRODUCT, False)
+    index.train(centres)
+    return index
+
+
+def _add(index: Any, ids: Ids, matrix: Matrix, lists: Ids) -> None:
+    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    index.add_core(len(ids), faiss.swig_ptr(matrix), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
+
+
+def _replace(index: Any, number: int, ids: Ids, vectors: NDArray[np.float16]) -> None:
+    codes = np.ascontiguousarray(vectors).view(np.uint8)
+    index.invlists.resize(number, len(ids))
+    if len(ids):
+        index.invlists.update_entries(number, 0, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+
+
+def _probes(index: Any, exact: Exact) -> tuple[int, float]:
+    """So few lists as find what is aimed for, and at most half of them: with more, exact search is no slower."""
+    most = max(1, index.nlist // 2)
+    measured = 0.0
+    for nprobe in [*(tried for tried in NPROBES if tried < most), most]:
+        index.nprobe = nprobe
+        measured = recall(search_keys(index, exact.asked, exact.count, exact.own), exact.found)
+        if measured >= RECALL_AIM:
+            break
+    return int(index.nprobe), measured

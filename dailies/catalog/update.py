@@ -1,0 +1,307 @@
+"""One update of a catalogue, stage by stage: the flow and the command line both run these, in this order.
+
+A stage takes plain values and returns plain values, so that it can run in a process that may be killed, and each can be
+run again: it goes on where it was, or finds that nothing is left to do. What one attempt finished of a generation and
+did not come to publish, the next takes over, if the file is what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dailies.canonical import canonical_json, digest, file_digest, write_atomically
+from dailies.catalog import crawl
+from dailies.catalog.clusters import assigner
+from dailies.catalog.crawl_options import Crawl
+from dailies.catalog.embed import build_embeddings
+from dailies.catalog.embedders import DEFAULT, embedder
+from dailies.catalog.generation import clone, complete, name_of, prepare, publish, sweep
+from dailies.catalog.hosts import read_whitelist
+from dailies.catalog.index import build_index
+from dailies.catalog.merge import merge
+from dailies.catalog.neighbours import find_neighbours
+from dailies.catalog.rank import rank
+from dailies.catalog.reader import CATALOG, INDEX, SIMILAR
+from dailies.catalog.schema import connect
+from dailies.catalog.service import service
+from dailies.catalog.staging import begin_staging, staging_digest
+from dailies.errors import BadInput, Damaged
+from dailies.failpoints import failpoint
+from dailies.ledger.interface import Ledger
+from dailies.ledger.records import Lease
+
+Progress = Callable[[float], None]
+Facts = dict[str, Any]
+OWNER = "catalog.json"
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is asked for, and the attempt that works on it: all that a stage has to know."""
+
+    prod: Path
+    whitelist: str
+    as_of: int
+    fence: int = 0
+    base: str = ""  # the generation that is current, and that this one goes out from
+    resume: bool = True
+    max_instances: int = 0
+    crawl: Crawl = field(default_factory=Crawl)
+    rules: str = "ours"
+    max_removed: float = 0.1
+    model: str = "ngrams-1"
+    device: str = "cpu"
+    nlist: int = 0
+    neighbours: int = 20
+    keep_staging: bool = False
+
+    @property
+    def name(self) -> str:
+        return name_of(self.fence)
+
+    @property
+    def folder(self) -> Path:
+        return self.prod / self.name
+
+    @property
+    def staging(self) -> Path:
+        return self.prod / "staging.db"
+
+    @property
+    def production(self) -> str | None:
+        return str(self.prod / self.base / CATALOG) if self.base else None
+
+    @property
+    def embeds_on(self) -> str:
+        """N-grams are counted, and not computed: a GPU is for models, and for the index."""
+        return "cuda" if self.device == "gpu" and self.model != DEFAULT else "cpu"
+
+    def to_json(self) -> Facts:
+        return {**asdict(self), "prod": str(self.prod), "crawl": self.crawl.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Update:
+        return cls(**{**value, "prod": Path(value["prod"]), "crawl": Crawl.from_json(value["crawl"])})
+
+
+def attempt(update: Update, ledger: Ledger, lease: Lease) -> Update:
+    """The same update in the hands of the attempt that has this lease, going out from what is current now."""
+    owned(update.prod, lease.resource)
+    return replace(update, fence=lease.fence, base=ledger.generations.current(lease.resource) or "")
+
+
+def owned(prod: Path, resource: str) -> None:
+    """A folder is one catalogue's: under two names, two updates would write to the same staging at once."""
+    path = prod / OWNER
+    if not path.is_file():
+        try:
+            write_atomically(path, [canonical_json({"resource": resource})])
+        except OSError as error:
+            raise BadInput(f"{prod} cannot be written: {error.strerror}; name another folder") from error
+    owner = json.loads(path.read_bytes())["resource"]
+    if owner != resource:
+        raise BadInput(f"{prod} is the folder of {owner}, and not of {resource}: name another folder")
+
+
+# ── what is new ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def begin(update: Update, progress: Progress) -> Facts:
+    """Who is to be asked, and a staging database: a fresh one, or what an update left that did not come to its end."""
+    embedder(update.model, update.embeds_on)  # what is not there is said before the work and not after it
+    assigner(update.device)
+    hosts = read_whitelist(update.whitelist)
+    chosen = hosts[: update.max_instances] if update.max_instances else hosts
+    begun = begin_staging(update.staging, update.production, chosen, update.as_of, update.resume)
+    return {"hosts": len(chosen), "listed": len(hosts), **begun}
+
+
+def instances(update: Update, progress: Progress) -> Facts:
+    with closing(connect(update.staging, "staging")) as database:
+        hosts = [host for (host,) in database.execute("SELECT host FROM instances ORDER BY host")]
+    return crawl.crawl_instances(update.staging, hosts, update.crawl, progress)
+
+
+def channels(update: Update, progress: Progress) -> Facts:
+    return crawl.crawl_channels(update.staging, update.crawl, progress)
+
+
+def videos(update: Update, progress: Progress) -> Facts:
+    return crawl.crawl_videos(update.staging, update.production, update.crawl, progress)
+
+
+def counts(update: Update, progress: Progress) -> Facts:
+    return crawl.count_videos(update.staging, update.crawl, progress)
+
+
+def embeddings(update: Update, progress: Progress) -> Facts:
+    return build_embeddings(str(update.staging), update.production, update.model, update.embeds_on, progress)
+
+
+# ── the next generation ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merged(update: Update, progress: Progress) -> Facts:
+    """What was gathered, on a copy of production, in one transaction."""
+    failpoint("catalog.before_merge")
+
+    def make() -> Facts:
+        prepare(update.prod, update.name, update.base or None)
+        return merge(update.staging, update.folder / CATALOG, update.rules, update.max_removed, progress)
+
+    what = (update.base, staging_digest(update.staging), update.model, update.rules, update.max_removed)
+    return made(update, CATALOG, list(what), make)
+
+
+def ranked(update: Update, progress: Progress) -> Facts:
+    """A copy that was ranked before, at the same moment, stays as it is to the byte."""
+    facts = rank(update.folder / CATALOG, update.as_of, progress)
+    note(update, CATALOG, {**note_of(update, CATALOG), "sha256": file_digest(update.folder / CATALOG)})
+    return facts
+
+
+def index(update: Update, progress: Progress) -> Facts:
+    def make() -> Facts:
+        files = update.folder / CATALOG, update.folder / INDEX
+        return build_index(*files, update.nlist, update.device, before(update, INDEX), progress)
+
+    what = (sha256_of(update, CATALOG), update.base, update.nlist, update.device)
+    return made(update, INDEX, list(what), make)
+
+
+def similar(update: Update, progress: Progress) -> Facts:
+    failpoint("catalog.after_merge_before_similarity")
+
+    def make() -> Facts:
+        files = update.folder / CATALOG, update.folder / INDEX, update.folder / SIMILAR
+        return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
+
+    what = (sha256_of(update, CATALOG), sha256_of(update, INDEX), update.base, update.neighbours)
+    return made(update, SIMILAR, list(what), make)
+
+
+def before(update: Update, file: str) -> Path | None:
+    """The same file of the generation that this one goes out from. A production that was brought here from elsewhere
+    is a database and nothing else."""
+    path = update.prod / update.base / file
+    return path if update.base and path.is_file() else None
+
+
+def completed(update: Update, progress: Progress) -> Facts:
+    """Whole, on the disk, and read-only: from here on it may be made current."""
+    about = note_of(update, INDEX)["facts"]
+    meta = {
+        "as_of": update.as_of,
+        "dim": about["dim"],
+        "index": about,
+        "model": about["model"],
+        "neighbours": update.neighbours,
+        "previous": update.base or None,
+        "staging_digest": note_of(update, CATALOG)["facts"]["staging_digest"],
+        "total": about["total"],
+    }
+    return {"digest": complete(update.folder, meta), "total": about["total"]}
+
+
+STAGES: Mapping[str, Callable[[Update, Progress], Facts]] = {
+    "begin": begin,
+    "instances": instances,
+    "channels": channels,
+    "videos": videos,
+    "counts": counts,
+    "embeddings": embeddings,
+    "merge": merged,
+    "popularity": ranked,
+    "index": index,
+    "similar": similar,
+    "complete": completed,
+}
+
+
+def run_stage(stage: str, update: Mapping[str, Any], progress: Progress) -> Facts:
+    """One stage as a child process runs it."""
+    return STAGES[stage](Update.from_json(update), progress)
+
+
+def make_current(update: Update, ledger: Ledger, lease: Lease, how: str) -> None:
+    """The one moment in which the catalogue changes: a fenced pointer, that an older attempt cannot turn back.
+
+    Whoever serves is started again whatever became of it, since what is current is whole before and after.
+    """
+    server = service(how, update.prod)
+    server.stop()
+    try:
+        publish(ledger, lease, update.prod, update.name)
+    finally:
+        current = ledger.generations.current(lease.resource)
+        if current is not None:
+            server.start(update.prod / current)
+
+
+def clear_away(update: Update, ledger: Ledger, resource: str) -> list[str]:
+    """What was gathered is published now, and old generations go, but those that somebody reads; returns these."""
+    if update.keep_staging and update.staging.is_file():
+        with closing(connect(update.staging, "staging", write=True)) as database:
+            database.execute("PRAGMA journal_mode = DELETE")  # all of it in the one file that is moved
+        update.staging.rename(update.prod / f"staging-{update.name}.db")
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        update.staging.with_name(update.staging.name + suffix).unlink(missing_ok=True)
+    shutil.rmtree(update.prod / NOTES, ignore_errors=True)
+    return sweep(update.prod, ledger, resource, KEPT)
+
+
+# ── what an attempt before this one has made ──────────────────────────────────────────────────────────────────────────
+
+NOTES = "made"
+
+
+def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts]) -> Facts:
+    """``file`` of this attempt's own folder: taken over from an attempt that died after it had made it, or made now.
+
+    Taken over is a copy, and never the file itself: who is only frozen may still write to his.
+    """
+    key = digest(asked)
+    if note_of(update, file).get("key") != key and not take_over(update, file, key):
+        facts = make()
+        note(update, file, {"key": key, "facts": facts, "sha256": file_digest(update.folder / file)})
+    return dict(note_of(update, file)["facts"])
+
+
+def take_over(update: Update, file: str, key: str) -> bool:
+    for path in sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True):
+        theirs = json.loads(path.read_bytes())
+        if theirs["key"] != key:
+            continue
+        update.folder.mkdir(exist_ok=True)
+        try:
+            clone(update.prod / path.name.partition(".")[0] / file, update.folder / file, theirs["sha256"])
+        except Damaged:
+            continue
+        note(update, file, theirs)
+        return True
+    return False
+
+
+def sha256_of(update: Update, file: str) -> str:
+    return str(note_of(update, file)["sha256"])
+
+
+def note_path(update: Update, file: str) -> Path:
+    return update.prod / NOTES / f"{update.name}.{file}.json"
+
+
+def note(update: Update, file: str, what: Facts) -> None:
+    write_atomically(note_path(update, file), [canonical_json(what)])
+
+
+def note_of(update: Update, file: str) -> Facts:
+    path = note_path(update, file)
+    found: Facts = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found

@@ -1,0 +1,122 @@
+"""Generations that are whole, or spoilt in one way, with a clock to let leases run out by."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dailies.catalog.generation import complete, name_of, prepare, publish
+from dailies.ledger.records import Lease
+from dailies.ledger.sqlite import SqliteLedger
+from tests.unit.catalog.rows import DIM, T0, add, embedding, instance, video
+
+RESOURCE = "catalog:films"
+ABOUT = {"as_of": T0, "base": "", "index": {"total": 3, "dim": DIM, "model": "m", "nlist": 0}}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def index(path: Path, total: int = 3, dim: int = DIM) -> None:
+    path.write_bytes(struct.pack("<4siq", b"IxM2", dim, total) + bytes(100))
+
+
+def similar(path: Path, total: int = 3) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("CREATE TABLE similar (id INTEGER PRIMARY KEY, neighbours BLOB, scores BLOB)")
+        for number in range(1, total + 1):
+            others = [n for n in range(1, total + 1) if n != number]
+            scores = np.array([1 / n for n in others], "<f4").tobytes()
+            db.execute("INSERT INTO similar VALUES (?, ?, ?)", (number, np.array(others, "<i8").tobytes(), scores))
+
+
+def fill(folder: Path, total: int = 3) -> None:
+    path = folder / "catalog.db"
+    add(path, "instances", instance())
+    for number in range(1, total + 1):
+        add(path, "videos", video(f"v{number}", id=number, title=folder.name))
+        add(path, "video_embeddings", embedding(f"v{number}", id=number))
+    index(folder / "index.faiss", total)
+    similar(folder / "similar.db", total)
+
+
+def built(prod: Path, name: str) -> Path:
+    folder = prepare(prod, name, None)
+    fill(folder)
+    complete(folder, ABOUT)
+    return folder
+
+
+def lease_of(ledger: SqliteLedger, clock: Clock, fence: int) -> Lease:
+    """The lease of this fence; the ones before it ran out."""
+    while True:
+        clock.now += 100
+        lease = ledger.leases.acquire(RESOURCE, f"run-{clock.now}", 10)
+        if lease.fence >= fence:
+            assert lease.fence == fence
+            return lease
+
+
+def published(ledger: SqliteLedger, clock: Clock, prod: Path, *fences: int) -> None:
+    for fence in fences:
+        lease = lease_of(ledger, clock, fence)
+        built(prod, name_of(fence))
+        publish(ledger, lease, prod, name_of(fence))
+
+
+def names(prod: Path) -> list[str]:
+    return sorted(path.name for path in prod.iterdir())
+
+
+def spoil_pages(folder: Path) -> None:
+    data = (folder / "catalog.db").read_bytes()
+    (folder / "catalog.db").write_bytes(data[:8192] + b"\x55" * (len(data) - 8192))
+
+
+def spoil_index(folder: Path) -> None:
+    """A video that one of the indexes of the table does not know: nothing but a check of both finds it."""
+    path, name = folder / "catalog.db", "videos_popularity"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA writable_schema = ON")
+        row = db.execute("SELECT * FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        db.execute("DELETE FROM sqlite_master WHERE name = ?", (name,))
+    add(path, "videos", video("unlisted"))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+
+
+def spoil_parents(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "catalog.db")) as db, db:
+        db.execute("DELETE FROM instances")
+
+
+SPOILT: dict[str, tuple[Any, str]] = {
+    "a damaged page": (spoil_pages, "damaged"),
+    "a row that an index lacks": (spoil_index, "missing from index videos_popularity"),
+    "rows without a parent": (spoil_parents, "3 rows without their parent"),
+    "an index of more": (lambda f: index(f / "index.faiss", 4), "says total 3, and index.faiss says 4"),
+    "an index of another dimension": (lambda f: index(f / "index.faiss", 3, 8), "says dim 4, and index.faiss says 8"),
+    "no index at all": (lambda f: (f / "index.faiss").write_bytes(b""), "is no index"),
+    "neighbours of fewer": (
+        lambda f: [(f / "similar.db").unlink(), similar(f / "similar.db", 2)],
+        "says total 3, and similar.db says 2",
+    ),
+    "a stranger": (lambda f: (f / "notes.txt").write_text("x"), "notes.txt is no part of a generation"),
+}
+
+
+def held_open(folder: Path) -> bool:
+    """Whether this process still has a file of it open."""
+    links = [str(handle.readlink()) for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+    return any(link.startswith(str(folder)) for link in links)
