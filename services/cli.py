@@ -69,6 +69,93 @@ def transcribe(
     _leave(run(media, out, engine, language, track, say, complain))
 
 
+catalog = typer.Typer(no_args_is_help=True, help="A catalogue of the videos of a federation: update it, and ask it.")
+app.add_typer(catalog, name="catalog")
+Prod = Annotated[Path | None, typer.Option(help="The catalogue's folder.", show_default="catalog/local/main at home")]
+SiteName = Annotated[str, typer.Option(help="Whose ledger knows which generation is current.")]
+
+
+@catalog.command("update")
+def update_catalog(
+    whitelist: Annotated[str, typer.Option(help="The hosts: a URL or a file.")],
+    prod: Prod = None,
+    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Where vectors and index are made.")] = False,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with an update that was stopped.")] = True,
+    max_instances: Annotated[int, typer.Option(min=0, help="So many hosts; 0 for all.")] = 0,
+    max_channels: Annotated[int, typer.Option(min=0, help="So many channels of a host; 0 for all.")] = 0,
+    max_videos_pages: Annotated[int, typer.Option(min=0, help="So many pages of a channel; 0 for all.")] = 0,
+    stop_after_pages: Annotated[int, typer.Option(min=0, help="Pages without news; 0 reads all.")] = 2,
+    concurrency: Annotated[int, typer.Option(min=1, help="Hosts at once; two requests at once for each.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a host.")] = 5.0,
+    allow_private: Annotated[bool, typer.Option(help="Crawl private addresses, too.")] = False,
+    rules: Annotated[str, typer.Option(help="ours refreshes rows that are there, original keeps them.")] = "ours",
+    max_removed: Annotated[float, typer.Option(min=0, max=1, help="Refuse to remove a larger share.")] = 0.1,
+    model: Annotated[str, typer.Option(help="What makes vectors: ngrams-1 or minilm.")] = "ngrams-1",
+    nlist: Annotated[int, typer.Option(min=0, help="Cells of a large index; 0 chooses.")] = 0,
+    neighbours: Annotated[int, typer.Option(min=1, help="So many for each video.")] = 20,
+    service: Annotated[str, typer.Option(help="none, systemd:UNIT or process:COMMAND.")] = "none",
+    site: SiteName = "local",
+) -> None:
+    """Crawl the hosts of a list and publish database, index and neighbours together.
+
+    Exit status: 0 published, 1 refused or failed and nothing changed, 130 stopped by Ctrl-C.
+    """
+    import time
+
+    from dailies.catalog.crawl_options import Crawl
+    from dailies.catalog.update import Update
+    from services import catalog as services_catalog
+
+    asked = Update(
+        prod=prod or services_catalog.default_prod("main"),
+        whitelist=whitelist,
+        as_of=round(time.time() * 1000),
+        resume=resume,
+        max_instances=max_instances,
+        crawl=Crawl(
+            concurrency=concurrency,
+            timeout_s=timeout,
+            stop_after_pages=stop_after_pages,
+            max_channels=max_channels,
+            max_videos_pages=max_videos_pages,
+            allow_private=allow_private,
+        ),
+        rules=rules,
+        max_removed=max_removed,
+        model=model,
+        device="gpu" if gpu else "cpu",
+        nlist=nlist,
+        neighbours=neighbours,
+    )
+    sys.exit(services_catalog.update(asked, service, site, say, complain))
+
+
+@catalog.command("similar")
+def similar_videos(
+    video: Annotated[str, typer.Argument(help="Its id, or VIDEO@HOST.")],
+    prod: Prod = None,
+    count: Annotated[int, typer.Option(min=1, help="So many.")] = 10,
+    site: SiteName = "local",
+) -> None:
+    """The videos that are most like one."""
+    from services import catalog as services_catalog
+
+    sys.exit(services_catalog.similar(prod or services_catalog.default_prod("main"), video, count, site, say))
+
+
+@catalog.command("search")
+def search_videos(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    prod: Prod = None,
+    count: Annotated[int, typer.Option(min=1, help="So many.")] = 10,
+    site: SiteName = "local",
+) -> None:
+    """The videos whose titles and descriptions are most like a text."""
+    from services import catalog as services_catalog
+
+    sys.exit(services_catalog.search(prod or services_catalog.default_prod("main"), text, count, site, say))
+
+
 @app.command()
 def scenario(
     name: Annotated[str, typer.Argument(help="Which one, for example lock-contention.")],

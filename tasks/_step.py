@@ -179,7 +179,7 @@ def in_child(job: Working, step: Step[...], function: str, *, keep: bool = False
 
     ``keep`` is for what takes long to load: the process waits for the next call until the job ends.
     """
-    progress = (lambda part: None) if keep else job.progress(step.name)
+    progress = job.progress(step.name)
     stopped: threading.Event = job.keeper.stopped
     run = job.children.call if keep else run_in_child
     try:
