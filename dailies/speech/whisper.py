@@ -46,7 +46,9 @@ class Whisper(Engine):
     def __init__(self, model: str = "base", device: str = "auto", compute_type: str = "auto", cache: str = "") -> None:
         """Loads nothing yet: whoever only asks for the version need not wait for a model."""
         if find_spec("faster_whisper") is None:
-            raise NotConfigured("the engine whisper needs its package: pip install 'dailies[whisper]'")
+            raise NotConfigured(
+                "the engine whisper needs its package: pip install '.[whisper]' from the folder of Dailies"
+            )
         if device not in DEVICES:
             raise NotConfigured(f"there is no device {device!r}: set device to one of {', '.join(DEVICES)}")
         self.model = str(model)

@@ -191,7 +191,8 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(NotConfigured) as caught:
         engine("whisper")
-    assert str(caught.value) == "the engine whisper needs its package: pip install 'dailies[whisper]'"
+    said = "the engine whisper needs its package: pip install '.[whisper]' from the folder of Dailies"
+    assert str(caught.value) == said
 
 
 def test_wrong_settings_are_one_line_that_says_what_to_set(model: Path, tmp_path: Path) -> None:
