@@ -27,8 +27,8 @@ from dailies.scenarios.processes import Child
 from dailies.scenarios.redis_server import NO_SERVER, RedisServer, redis_binary
 from tasks.caption_parts import FLOW_S
 from tasks.contention import part
-from tasks.job_recovery import AFTER_TWO, histogram
-from tasks.recovery_parts import Trial, Whole, findings, report
+from tasks.recovery_findings import Whole, findings, histogram, report
+from tasks.recovery_parts import AFTER_TWO, Trial
 from tasks.scenario import MANY, Scenario
 
 # By name, as flows are: what the supervisor runs is above the tasks, and tests put a broken one in its place.

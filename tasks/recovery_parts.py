@@ -1,54 +1,43 @@
-"""What the parts of job-recovery share: talks of which the text is known, jobs that are killed, what came of them."""
+"""What the parts of job-recovery share: talks of which the text is known, and jobs that are killed on the way."""
 
 from __future__ import annotations
 
 import json
-import resource
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from blocks.site import OpenSite, open_site
-from dailies.events import schemas
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+from blocks.site import open_site
+from dailies.errors import Transient
 from dailies.failpoints import fired
+from dailies.ledger.interface import Ledger
 from dailies.ledger.records import RECOVERED, Caps, Event, Job, JobRequest, JobState, Unit
+from dailies.ledger.sqlite import SqliteLedger
 from dailies.media.keys import MediaKey
 from dailies.scenarios.processes import Child
-from dailies.scenarios.unreliable import FullStore
 from dailies.speech.dtmf import TALLY
 from dailies.speech.sample import make_talk
-from dailies.store.interface import Store
-from tasks import _job
 from tasks._leftovers import clear_orphans, work_folder
-from tasks.bad_day import open_unreliable
-from tasks.caption_parts import (
-    FLOW_S,
-    LOOK_S,
-    Killed,
-    attempt_tags,
-    damaged,
-    files_of,
-    published_bytes,
-    remains,
-    run_flow,
-)
+from tasks.caption_parts import FLOW_S, LOOK_S, attempt_tags, files_of, published_bytes
 from tasks.contention import finish
+from tasks.recovery_attempt import attempt
 from tasks.scenario import MANY, TENANT, Scenario
 from tasks.supervision import Swept, recover
 
 KIND = "transcribe-media"
-FLOW = "flows.transcribe_media.transcribe_media"
 PHRASES = 6
 PARALLEL = 2
-TTL_S = 1.0
-# Attempts beyond those that a scenario kills: see Trial.is_starved.
+# Attempts beyond those that a scenario kills: see Trial.is_lost.
 SPARE = 2
+# As a run says that its lease was over, and a job why it will be tried again.
+SUPERSEDED = "Superseded"
+FROM_PREFECT = ("Trying again: PrefectHTTPStatusError", "'503 ")
 AFTER_TWO = "transcribe_chunk:committed#2"
 
 
@@ -66,12 +55,22 @@ def talk(run: Scenario) -> tuple[Path, str]:
     return path, text.read_text()
 
 
+def ttl_of(ledger: Ledger) -> float:
+    """Short, for a night to have time for hundreds of deaths; but a healthy run has to renew it in time.
+
+    A ledger behind HTTP takes longer for that, the more so while others use it too.
+    """
+    return 1.0 if isinstance(ledger, SqliteLedger) else 3.0
+
+
 @dataclass(frozen=True)
 class Death:
     """When an attempt died, and the chunks that were finished by then, by the digest of their sound."""
 
     when: float
     done: frozenset[str]
+    put_off: bool = False
+    """It ended by itself, and said that it would be tried again: nobody had to recover it."""
 
 
 @dataclass
@@ -80,7 +79,8 @@ class Trial:
 
     run: Scenario
     name: str
-    ttl: float = TTL_S
+    ttl: float = 0.0
+    """Of its leases; left out, the shortest that the ledger can hold."""
     max_attempts: int = 3
     deployment: str = ""
     """Of the workers that its runs are for; without one the scenario starts them itself."""
@@ -90,12 +90,12 @@ class Trial:
     """Where a fault takes the ledger itself away, how many attempts it costs is not ours to say."""
     job: Job = field(init=False)
     key: str = field(init=False)
-    children: list[Child] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
     begun: int = 0
     starved: int = 0
 
     def __post_init__(self) -> None:
+        self.ttl = self.ttl or ttl_of(self.run.ledger)
         self.key = f"{TENANT}/client/videos/{self.run.named(self.name)}/talk.wav"
         self.run.store.put_file(self.key, talk(self.run)[0])
         params = {"tenant": TENANT, "media_key": self.key, "engine": "dtmf", "parallel": PARALLEL}
@@ -127,7 +127,7 @@ class Trial:
         self.begun = self.job.attempt
         self.tally.parent.mkdir(exist_ok=True)
         name = f"{self.name}-{self.job.attempt}"
-        child = self.run.nursery.spawn(
+        return self.run.nursery.spawn(
             attempt,
             {"site": self.run.site.name, **self.job.params},
             self.run.environment["PREFECT_API_URL"],
@@ -141,8 +141,6 @@ class Trial:
             env={**self.run.environment, TALLY: str(self.tally)},
             log=self.run.log(name),
         )
-        self.children.append(child)
-        return child
 
     def peak(self, attempt: int) -> Path:
         return self.run.place / "peaks" / f"{self.name}-{attempt}"
@@ -150,54 +148,78 @@ class Trial:
     def peak_kib(self) -> int:
         return int(self.peak(self.run.ledger.jobs.get(self.job.id).attempt).read_text())
 
-    def kill_at(self, point: str) -> Killed:
+    def kill_at(self, point: str) -> Death:
         """Let the current attempt die at that point, which its own evidence proves."""
         fault = f"killed at {point}"
         self.run.journal.fault(fault)
         child = self.start(f"{point}=kill")
         code, evidence = child.wait(FLOW_S), fired(self.log(self.job.attempt))
-        if not evidence and self.is_starved():
+        if not evidence and self.is_lost():
             return self.kill_at(point)
         if not evidence:
             raise RuntimeError(f"{child.name} ended with {code} and never came to {point}: see its log")
         self.run.journal.fault(fault, fired=1, evidence=f"pid {child.pid} exit {code}, job {self.job.id}")
         return self.died(float(str(evidence[0]["time"])))
 
-    def is_starved(self) -> bool:
-        """Whether the machine kept a healthy attempt from renewing a lease of a second, so that it was replaced.
+    def is_lost(self) -> bool:
+        """Whether a healthy attempt ended without our doing, so that another one follows.
 
-        That is the ttl's doing and no death of ours, but nothing may be lost by it either: it counts as one.
+        Either the machine kept it from renewing its short lease, or Prefect's server did not answer it. That is no
+        death of ours, but nothing may be lost by it either: it counts as one.
         """
+        if self.has_lost_its_lease():
+            self.run.until(self.is_recovered, self.ttl + 60, f"job {self.job.id} was not recovered")
         job = self.run.ledger.jobs.get(self.job.id)
-        if job.message != RECOVERED or job.attempt == self.begun or job.final or self.starved == SPARE:
+        put_off = job.error_code == Transient.code and all(word in job.message for word in FROM_PREFECT)
+        if not (job.message == RECOVERED or put_off) or job.attempt == self.begun or job.final:
             return False
-        self.starved += 1
-        self.deaths.append(Death(time.time(), frozenset(done_chunks(self.run.ledger.units.of(job.id)))))
-        claim(self.run)
+        if self.starved + self.put_off == SPARE:
+            return False
+        done = frozenset(done_chunks(self.run.ledger.units.of(job.id)))
+        self.deaths.append(Death(time.time(), done, put_off))
+        self.starved += not put_off
+        self.run.until(lambda: self.is_claimed(job), FLOW_S, f"job {job.id} did not become due again")
         return True
 
-    def died(self, when: float) -> Killed:
-        """Write down what was finished: none of it may be done again."""
-        killed = remains(self.run, self.job, when)
-        self.deaths.append(Death(when, frozenset(done_chunks(killed.units))))
-        return killed
+    def has_lost_its_lease(self) -> bool:
+        """Whether the attempt that ended says that it did for this, and nobody has looked after its job since."""
+        job = self.run.ledger.jobs.get(self.job.id)
+        if job.state is not JobState.RUNNING or job.attempt != self.begun:
+            return False
+        ours = FlowRunFilter(tags=FlowRunFilterTags(all_=attempt_tags(job)))
+        with get_client(sync_client=True) as client:
+            states = [found.state for found in client.read_flow_runs(flow_run_filter=ours)]
+        return any(state is not None and state.name == SUPERSEDED for state in states)
 
-    def hand_on(self, killed: Killed) -> float:
-        """Until the supervisor's sweep has given the job to the next attempt; how long that took since the kill."""
+    @property
+    def put_off(self) -> int:
+        return sum(death.put_off for death in self.deaths)
 
-        def recovered() -> bool:
-            time.sleep(LOOK_S / 4)
-            recover(self.run.site, Swept())
-            return self.run.ledger.jobs.get(self.job.id).attempt > killed.job.attempt
+    def died(self, when: float) -> Death:
+        """Write down what was finished: none of it may be done again.
 
-        self.run.until(recovered, self.ttl + 60, f"job {self.job.id} was not recovered")
-        took = time.time() - killed.time
+        A request that was on its way to a server still counts when it comes there, as long as the lease lasts.
+        """
+        if not isinstance(self.run.ledger, SqliteLedger):
+            time.sleep(max(0.0, when + self.ttl - time.time()))
+        self.deaths.append(Death(when, frozenset(done_chunks(self.run.ledger.units.of(self.job.id)))))
+        return self.deaths[-1]
+
+    def hand_on(self, death: Death) -> float:
+        """Until the supervisor's sweep has given the job to the next attempt; how long that took since the death."""
+        self.run.until(self.is_recovered, self.ttl + 60, f"job {self.job.id} was not recovered")
+        took = time.time() - death.when
         claim(self.run)
         return took
 
+    def is_recovered(self) -> bool:
+        time.sleep(LOOK_S / 4)
+        recover(self.run.site, Swept())
+        return self.run.ledger.jobs.get(self.job.id).attempt > self.begun
+
     def finish(self, faults: str = "", trouble: str = "") -> None:
         finish([self.start(faults, trouble)], FLOW_S)
-        if not self.attempts_may_differ and self.is_starved():
+        if not self.attempts_may_differ and self.is_lost():
             self.finish()
         self.job = self.run.ledger.jobs.get(self.job.id)
 
@@ -207,7 +229,6 @@ class Trial:
         def over() -> bool:
             time.sleep(LOOK_S)
             recover(self.run.site, Swept())
-            claim(self.run)
             job = self.run.ledger.jobs.get(self.job.id)
             if job.state is JobState.QUEUED and job.attempt > self.begun and self.is_claimed(job):
                 self.finish()
@@ -217,6 +238,7 @@ class Trial:
         self.job = self.run.ledger.jobs.get(self.job.id)
 
     def is_claimed(self, job: Job) -> bool:
+        claim(self.run)
         return any(one.id == job.id for one in self.run.ledger.dispatch.unbound(0))
 
     def events(self) -> list[Event]:
@@ -260,38 +282,3 @@ def done_chunks(units: Sequence[Unit]) -> list[str]:
     return [
         unit.result["facts"]["sha256"] for unit in units if unit.step == "transcribe_chunk" and unit.state == "DONE"
     ]
-
-
-FULL, FORGETFUL = "disk full", "replies lost"
-
-
-def attempt(
-    parameters: dict[str, Any],
-    api_url: str,
-    tagged: list[str],
-    faults: str,
-    log: Path,
-    ttl: float,
-    peak: Path,
-    trouble: str,
-) -> None:
-    """In a child: the production flow, with the scenario's ttl, so that a night has time for hundreds of deaths.
-
-    ``trouble``: the store has no room for a while, or the connections have failpoints.
-    """
-    vars(_job)["TTL_S"] = ttl
-    if trouble == FORGETFUL:
-        vars(_job)["open_site"] = open_unreliable
-    if trouble == FULL:
-        vars(_job)["open_site"] = partial(open_full, log=log)
-    try:
-        run_flow(FLOW, parameters, api_url, tagged, faults, log)
-    finally:
-        peak.parent.mkdir(exist_ok=True)
-        peak.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-
-
-def open_full(name: str, log: Path) -> OpenSite:
-    site = open_site(name)
-    log.parent.mkdir(exist_ok=True)
-    return replace(site, store=cast(Store, FullStore(site.store, times=2, log=log)))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 
 from dailies import failpoints
 from dailies.events import schemas
@@ -18,8 +19,11 @@ from dailies.scenarios.undertaker import strike
 from dailies.speech.dtmf import TALLY
 from tasks.caption_parts import FLOW_S
 from tasks.contention import RESCUE_S, part
-from tasks.job_recovery import Plan, histogram
-from tasks.recovery_parts import FLOW, KIND, Death, Trial, Whole, done_chunks, findings, report
+from tasks.job_recovery import Plan
+from tasks.recovery_attempt import FLOW
+from tasks.recovery_events import in_time
+from tasks.recovery_findings import Whole, findings, histogram, report
+from tasks.recovery_parts import KIND, Death, Trial, done_chunks
 from tasks.scenario import Scenario
 
 SLOTS = 2
@@ -89,21 +93,26 @@ def wait_for_the_end(trial: Trial) -> Trial:
 
 
 def count_deaths(trial: Trial) -> None:
-    """From the evidence that each run left before it killed itself, and the units that were committed by then."""
+    """From the evidence that each run left before it killed itself, and what was told before another one took over.
+
+    Not only before it died: a request that was on its way to a server still counts when it comes there.
+    """
     fault = "killed under a worker"
     trial.run.journal.fault(fault)
     events = trial.events()
     for entry in fired(trial.log(1)):
         when = float(str(entry["time"]))
-        told = {event.data["chunk_index"] for event in events if is_before(event, when)}
+        told = {event.data["chunk_index"] for event in told_until_the_next_run(events, when)}
         units = [unit for unit in trial.run.ledger.units.of(trial.job.id) if number_of(unit) in told]
         trial.deaths.append(Death(when, frozenset(done_chunks(units))))
         evidence = f"pid {entry['pid']} at {entry['name']}, job {trial.job.id}"
         trial.run.journal.fault(fault, fired=1, evidence=evidence)
 
 
-def is_before(event: Event, when: float) -> bool:
-    return event.type == schemas.CHUNK_TRANSCRIBED and event.time <= when
+def told_until_the_next_run(events: Sequence[Event], died: float) -> list[Event]:
+    """The chunks' events, up to the first run that began after this moment."""
+    own = takewhile(lambda event: event.type != "dailies.job.running" or event.time <= died, events)
+    return [event for event in own if event.type == schemas.CHUNK_TRANSCRIBED]
 
 
 def number_of(unit: Unit) -> int | None:
@@ -149,18 +158,22 @@ def drained(run: Scenario, crew: Crew) -> Trial:
     told = [stray for stray in run.nursery.leftovers() if stray.pid == entry["pid"]]
     for stray in told:
         strike(stray.pid, stray.born, signal.SIGTERM)
-    run.until(lambda: job_state(trial) is not JobState.RUNNING, DRAIN_S, "the drained run did not hand its job back")
+    in_time(run, lambda: job_state(trial) is not JobState.RUNNING, DRAIN_S)
     code = crew.worker.terminate(DRAIN_S)
     evidence = f"run {entry['pid']} and worker {crew.worker.pid}, exit {code}"
     run.journal.fault("run and worker told to stop", fired=len(told), evidence=evidence)
     crew.hire_worker()
-    wait_for_the_end(trial)
-    back = [event.time - asked for event in trial.events() if event.type == "dailies.job.queued" and event.time > asked]
-    run.journal.expect_at_most("drained: handed back within (s)", back[0] if back else None, HANDED_BACK_S)
-    job = run.ledger.jobs.get(trial.job.id)
-    recovered = has_told(trial, schemas.RECOVERY_STARTED)
-    run.journal.expect("drained: it is no crash", (job.attempt, job.crashes, recovered), (2, 0, False), "see hand_back")
+    check_drained(wait_for_the_end(trial), asked)
     return trial
+
+
+def check_drained(trial: Trial, asked: float) -> None:
+    """What is on record of a job that was handed back once, by a run that was asked to."""
+    journal, job = trial.run.journal, trial.run.ledger.jobs.get(trial.job.id)
+    back = [event.time - asked for event in trial.events() if event.type == "dailies.job.queued" and event.time > asked]
+    journal.expect_at_most("drained: handed back within (s)", back[0] if back else None, HANDED_BACK_S)
+    recovered = has_told(trial, schemas.RECOVERY_STARTED)
+    journal.expect("drained: it is no crash", (job.attempt, job.crashes, recovered), (2, 0, False), "see hand_back")
 
 
 def job_state(trial: Trial) -> JobState:

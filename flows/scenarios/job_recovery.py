@@ -10,16 +10,9 @@ from pydantic import Field
 from dailies.errors import BadInput
 from tasks import transcription
 from tasks._step import REGISTRY
-from tasks.job_recovery import (
-    crash_points,
-    crowds_and_chains,
-    damaged_files,
-    killed_everywhere,
-    no_room_no_ledger,
-    plans,
-    recovered_alone,
-    undisturbed,
-)
+from tasks.job_recovery import crash_points, killed_everywhere, plans, recovered_alone, undisturbed
+from tasks.recovery_crowds import crowds_and_chains
+from tasks.recovery_damage import damaged_files, no_room_no_ledger
 from tasks.recovery_events import redis_away
 from tasks.recovery_parts import PARALLEL
 from tasks.recovery_workers import real_workers
@@ -54,7 +47,7 @@ def job_recovery(mode: Mode = "quick", site: str = "local", parallel: Lanes = 4,
     with scenario("job-recovery", seed, {"mode": mode, "parallel": parallel, "only": only}, site, PRELOADED) as run:
         run.width = PARALLEL
         whole = undisturbed(run)
-        recovered_alone(run, whole, mode == "full")
+        recovered_alone(run, whole)
         beside = [part.submit(run, whole, mode == "full") for name, part in BESIDE.items() if name in parts]
         if "kills" in parts:
             killed_everywhere(run, whole, plans(POINTS, JOBS[mode], seed), parallel)

@@ -27,7 +27,7 @@ from dailies.ledger.sqlite.units import SqliteGenerations, SqliteUnits
 from dailies.speech.dtmf import TALLY
 from dailies.speech.stitch import Whole
 from flows import transcribe_media
-from tasks import _job, job_recovery, recovery_parts, supervision, transcription
+from tasks import _job, recovery_attempt, recovery_crowds, supervision, transcription
 from tasks._job import Working
 from tasks._step import Output, Step
 from tasks.supervision import Swept
@@ -55,12 +55,21 @@ def attempt_fenced(*asked: Any) -> None:
     on({"frozen": wrong_zombie}, asked)
 
 
+def attempt_with_room(*asked: Any) -> None:
+    """In place of one on a full disk: it has all the room that it wants."""
+    recovery_attempt.attempt(*asked[:-1], "")
+
+
+def attempt_after_an_outage(*asked: Any) -> None:
+    on({"ledger-away": makes_a_gap_of_an_outage}, asked)
+
+
 def on(broken: Mapping[str, Callable[[Patch, int], None]], asked: Asked) -> None:
     log = Path(asked[4])
     name, _, number = log.stem.rpartition("-")
     with pytest.MonkeyPatch.context() as patch:
         broken.get(name, as_it_is)(patch, int(number))
-        recovery_parts.attempt(*asked)
+        recovery_attempt.attempt(*asked)
 
 
 def as_it_is(patch: Patch, number: int) -> None:
@@ -188,6 +197,19 @@ def gives_up_on_resume(patch: Patch, number: int) -> None:
         patch.setattr(transcription, "heard_of", refused)
 
 
+def makes_a_gap_of_an_outage(patch: Patch, number: int) -> None:
+    """What could not be written down while the ledger was away is given up, as if nobody could hear it."""
+    in_child = transcription.in_child
+
+    def deaf(job: Working, step: Step[...], function: str, **arguments: Any) -> Any:
+        if function == HEARING:
+            raise Unreadable("the ledger did not answer")
+        return in_child(job, step, function, **arguments)
+
+    if number > 1:
+        patch.setattr(transcription, "in_child", deaf)
+
+
 def needs_no_source(patch: Patch, number: int) -> None:
     """Goes on with the chunks that it has, whatever became of the upload; and clears nothing away."""
     upload, kept = transcribe_media.upload, Path(os.environ[TALLY]).with_suffix(".version")
@@ -286,7 +308,7 @@ def recover_carelessly(name: str, gate: Path) -> None:
     """In place of each of five recoverers: it looks, and writes what it has seen before, whatever is there by now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SqliteJobs, "recover", look_then_write)
-        job_recovery.recover_at_once(name, gate)
+        recovery_crowds.recover_at_once(name, gate)
 
 
 def look_then_write(self: Any) -> list[Job]:

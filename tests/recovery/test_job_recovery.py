@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blocks.site import open_site
-from dailies.canonical import canonical_json
 from dailies.errors import BadInput
-from dailies.events import schemas
-from dailies.ledger.records import Event, Lease
 from dailies.ledger.sqlite import jobs as sqlite_jobs
 from dailies.ledger.sqlite.jobs import SqliteJobs
 from dailies.scenarios.journal import Journal, read
-from dailies.scenarios.processes import Nursery
 from dailies.speech.sample import make_talk
 from flows import transcribe_media
 from flows.scenarios import job_recovery as scenario
-from tasks import _job, _step, job_recovery, recovery_parts, supervision, transcription
+from tasks import (
+    _job,
+    _step,
+    job_recovery,
+    recovery_crowds,
+    recovery_damage,
+    recovery_parts,
+    supervision,
+    transcription,
+)
 from tasks._step import REGISTRY
 from tasks.contention import part
-from tasks.job_recovery import CHUNK, CHUNKS_PUT, FLIPPED, five_recoverers, frozen, killed_after_the_end, spoil
-from tasks.recovery_parts import (
-    FIXES,
-    PHRASES,
-    Death,
-    Trial,
-    Whole,
-    event_faults,
-    findings,
-    hearing_faults,
-    resume_faults,
-)
-from tasks.scenario import Scenario, of_its_own
+from tasks.job_recovery import CHUNK, CHUNKS_PUT
+from tasks.recovery_crowds import five_recoverers, frozen, killed_after_the_end
+from tasks.recovery_damage import FLIPPED, spoil
+from tasks.recovery_findings import FIXES, Whole, findings, report
+from tasks.recovery_parts import AFTER_TWO, PHRASES, Trial
+from tasks.scenario import Scenario
 from tests.integration import conftest as integration
 from tests.recovery import broken_recovery as broken
 
@@ -172,7 +171,7 @@ def passed(journal: Journal) -> None:
 @pytest.mark.slow
 @real
 def test_killed_jobs_come_to_the_undisturbed_end_also_with_damaged_files(home, monkeypatch):
-    monkeypatch.setattr(scenario, "BESIDE", {"files": in_full(job_recovery.damaged_files)})
+    monkeypatch.setattr(scenario, "BESIDE", {"files": in_full(recovery_damage.damaged_files)})
     journal = judged(only="kills,files")
     passed(journal)
     plans = job_recovery.plans(scenario.POINTS, scenario.JOBS["quick"], 0)
@@ -196,14 +195,14 @@ def test_killed_jobs_come_to_the_undisturbed_end_also_with_damaged_files(home, m
 @pytest.mark.slow
 @real
 def test_crowds_chains_poison_and_want_of_room_or_ledger_leave_no_trace(home, monkeypatch):
-    monkeypatch.setattr(scenario, "BESIDE", {"crowds": in_full(job_recovery.crowds_and_chains)})
+    monkeypatch.setattr(scenario, "BESIDE", {"crowds": in_full(recovery_crowds.crowds_and_chains)})
     journal = judged(only="crowds,room")
     passed(journal)
     fired = {fault.name: fault.fired for fault in journal.faults}
     for point in ("chunks.put#3", "transcribe_chunk:after#2", "make_transcript:after", "job.done"):
         assert fired[f"killed at {point}"] >= 1
     assert fired["run frozen past its ttl"] == fired["no room for files"] == fired["ledger refuses writes"] == 1
-    assert {f"reply lost: {point}" for point in job_recovery.LOST_REPLIES} <= set(fired)
+    assert {f"reply lost: {point}" for point in recovery_crowds.LOST_REPLIES} <= set(fired)
     names = {check.name for check in journal.checks}
     groups = ("crowds and chains", "killed after the end", "no room, no ledger")
     assert {f"{group}: {check}" for group in groups for check in FIXES} <= names
@@ -212,8 +211,6 @@ def test_crowds_chains_poison_and_want_of_room_or_ledger_leave_no_trace(home, mo
 
 
 # ── broken on purpose ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-AFTER_TWO = job_recovery.AFTER_TWO
 
 
 @dataclass(frozen=True)
@@ -258,7 +255,7 @@ def played(run: Scenario, name: str) -> Trial:
 def broken_products(run: Scenario, whole: Whole, full: bool) -> None:
     with ThreadPoolExecutor(3) as pool:
         trials = list(pool.map(lambda name: played(run, name), CONTROLS))
-    recovery_parts.report(run, "broken", [findings(trial, whole) for trial in trials])
+    report(run, "broken", [findings(trial, whole) for trial in trials])
 
 
 def seen(journal: Journal, group: str) -> dict[str, set[str]]:
@@ -289,12 +286,23 @@ def test_each_broken_product_is_seen_by_the_checks_that_are_about_it(at_once, mo
     assert failures(journal) == {f"broken: {check}" for check in FIXES} | {ONCE}
 
 
+crowd_is_over = threading.Event()
+
+
+def plans_after_the_crowd(*_: Any) -> list[tuple[str, ...]]:
+    """Who hands on a killed job sweeps the whole site: the five recoverers are to find theirs before that."""
+    assert crowd_is_over.wait(120)
+    return [("start_stitching:before",)]
+
+
 @part("broken-in-the-scenario")
 def broken_in_the_scenario(run: Scenario, whole: Whole, full: bool) -> None:
-    trials = [five_recoverers(run), frozen(run)]
-    recovery_parts.report(run, "broken", [findings(trial, whole) for trial in trials])
+    trials = [five_recoverers(run)]
+    crowd_is_over.set()
+    trials.append(frozen(run))
+    report(run, "broken", [findings(trial, whole) for trial in trials])
     killed_after_the_end(run, whole)
-    job_recovery.source_gone(run)
+    recovery_damage.source_gone(run)
 
 
 @pytest.mark.slow
@@ -302,9 +310,10 @@ def broken_in_the_scenario(run: Scenario, whole: Whole, full: bool) -> None:
 def test_careless_recoverers_a_zombie_that_counts_and_a_lost_source_that_does_not_matter_are_seen(at_once, monkeypatch):
     monkeypatch.setattr(recovery_parts, "attempt", broken.attempt)
     monkeypatch.setattr(recovery_parts, "recover", broken.recover_late)
-    monkeypatch.setattr(job_recovery, "recover_at_once", broken.recover_carelessly)
+    monkeypatch.setattr(recovery_crowds, "recover_at_once", broken.recover_carelessly)
     monkeypatch.setattr(scenario, "BESIDE", {"crowds": broken_in_the_scenario})
-    monkeypatch.setattr(scenario, "plans", lambda *_: [("start_stitching:before",)])
+    crowd_is_over.clear()
+    monkeypatch.setattr(scenario, "plans", plans_after_the_crowd)
     journal = judged(only="crowds,kills")
     assert (journal.status, journal.error) == ("violated", None)
     found = seen(journal, "broken")
@@ -321,7 +330,7 @@ def test_careless_recoverers_a_zombie_that_counts_and_a_lost_source_that_does_no
 
 @part("poison-and-orphans")
 def poison_and_orphans(run: Scenario, whole: Whole, full: bool) -> None:
-    job_recovery.poisoned(run)
+    recovery_crowds.poisoned(run)
     killed_after_the_end(run, whole)
 
 
@@ -366,9 +375,9 @@ def test_the_fence_keeps_the_same_zombie_off_and_a_supervisor_that_never_gives_u
 
     @part("zombie-and-poison")
     def zombie_and_poison(run: Scenario, whole: Whole, full: bool) -> None:
-        recovery_parts.report(run, "fenced", [findings(frozen(run), whole)])
-        monkeypatch.setattr(job_recovery, "FLOW_S", 2.0)
-        job_recovery.poisoned(run)
+        report(run, "fenced", [findings(frozen(run), whole)])
+        monkeypatch.setattr(recovery_crowds, "FLOW_S", 2.0)
+        recovery_crowds.poisoned(run)
 
     monkeypatch.setattr(scenario, "BESIDE", {"crowds": zombie_and_poison})
     journal = judged(only="crowds")
@@ -376,199 +385,3 @@ def test_the_fence_keeps_the_same_zombie_off_and_a_supervisor_that_never_gives_u
     assert re.match(r"job \w+ was not given up", journal.error)
     assert failures(journal) == set()
     assert {f"fenced: {check}" for check in FIXES} <= {check.name for check in journal.checks}
-
-
-# ── the checks themselves, on records made by hand ────────────────────────────────────────────────────────────────────
-
-CHUNKS = 3
-
-
-def told(*types: str) -> list[Event]:
-    """Events of these types, each with the fields that it needs."""
-    return [
-        Event(seq, f"id-{seq}", "test", kind, "acme/v1", float(seq), dict(DATA.get(kind, {})), "j")
-        for seq, kind in enumerate(types)
-    ]
-
-
-QUEUED, RUNNING, DONE = "dailies.job.queued", "dailies.job.running", "dailies.job.done"
-DATA: Mapping[str, Mapping[str, Any]] = {
-    schemas.CHUNKS_CREATED: {"event": "chunks_created", "job_id": "j", "chunk_count": 0, "chunks": []},
-    schemas.TRANSCRIPTION_STARTED: {"event": "transcription_started", "job_id": "j", "message": "it begins"},
-    schemas.TRANSCRIPT_PROCESSING: {"event": "transcript_processing_started", "job_id": "j"},
-    schemas.TRANSCRIPTION_COMPLETED: {
-        "event": "transcription_completed",
-        "job_id": "j",
-        "transcript": "1",
-        "normalized_transcript": "1",
-        "metadata": {},
-        "result_key": "k",
-        "transcript_file": "f",
-    },
-    schemas.RECOVERY_STARTED: {
-        "event": "recovery_started",
-        "job_id": "j",
-        "attempt": 2,
-        "message": "m",
-        "recovery": True,
-        "recovery_type": "lease_expired",
-    },
-    schemas.RECOVERY_COMPLETED: {
-        "event": "recovery_completed",
-        "job_id": "j",
-        "attempt": 2,
-        "message": "m",
-        "recovery": True,
-        "recovery_result": "success",
-    },
-}
-
-
-def chunk(seq: int, number: int) -> Event:
-    data = {
-        "event": "chunk_transcribed",
-        "job_id": "j",
-        "chunk_index": number,
-        "chunk_text": "1",
-        "processing_time": 0.1,
-        "retry_count": 0,
-    }
-    return Event(seq, f"chunk-{seq}", "test", schemas.CHUNK_TRANSCRIBED, "acme/v1", float(seq), data, "j")
-
-
-def history() -> list[Event]:
-    before = told(QUEUED, RUNNING, schemas.CHUNKS_CREATED, schemas.TRANSCRIPTION_STARTED)
-    again = told(QUEUED, schemas.RECOVERY_STARTED, RUNNING)
-    after = told(schemas.TRANSCRIPT_PROCESSING, schemas.TRANSCRIPTION_COMPLETED, DONE, schemas.RECOVERY_COMPLETED)
-    row = [*before, chunk(0, 0), *again, chunk(0, 1), chunk(0, 2), *after]
-    return [replace(event, seq=seq, id=f"id-{seq}") for seq, event in enumerate(row)]
-
-
-def without(kind: str) -> Callable[[list[Event]], list[Event]]:
-    return lambda events: [event for event in events if event.type != kind]
-
-
-def again(kind: str) -> Callable[[list[Event]], list[Event]]:
-    return lambda events: [*events, *(replace(event, id="again") for event in events if event.type == kind)]
-
-
-def later(kind: str) -> Callable[[list[Event]], list[Event]]:
-    return lambda events: [*without(kind)(events), *(event for event in events if event.type == kind)]
-
-
-def numbered_alike(events: list[Event]) -> list[Event]:
-    return [
-        replace(event, data={**event.data, "chunk_index": 0}) if event.type == schemas.CHUNK_TRANSCRIBED else event
-        for event in events
-    ]
-
-
-def without_a_field(events: list[Event]) -> list[Event]:
-    return [
-        replace(event, data={"event": "transcription_started"})
-        if event.type == schemas.TRANSCRIPTION_STARTED
-        else event
-        for event in events
-    ]
-
-
-def test_a_history_that_is_complete_has_no_faults():
-    assert event_faults(history(), CHUNKS, 1) == []
-    assert event_faults(history(), CHUNKS, None) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        (without(schemas.CHUNKS_CREATED), "dailies.chunks.created 0 times instead of 1"),
-        (again(schemas.TRANSCRIPTION_STARTED), "dailies.transcription.started 2 times instead of 1"),
-        (without(schemas.CHUNK_TRANSCRIBED), "dailies.chunk.transcribed 0 times instead of 3"),
-        (without(schemas.TRANSCRIPT_PROCESSING), "dailies.transcript.processing 0 times instead of 1"),
-        (without(schemas.TRANSCRIPTION_COMPLETED), "dailies.transcription.completed 0 times instead of 1"),
-        (without(DONE), "dailies.job.done 0 times instead of 1"),
-        (again(schemas.RECOVERY_STARTED), "dailies.recovery.started 2 times instead of 1"),
-        (without(schemas.RECOVERY_COMPLETED), "dailies.recovery.completed 0 times instead of 1"),
-        (again(RUNNING), "dailies.job.running 4 times instead of 2"),
-        (without(QUEUED), "dailies.job.queued 0 times instead of 2"),
-        (lambda events: [*events, events[0]], "an id twice"),
-        (numbered_alike, "1 of 3 chunks told"),
-        (without_a_field, "dailies.transcription.started: 'job_id' is a required property"),
-        (later(schemas.CHUNKS_CREATED), "out of order"),
-        (later(schemas.CHUNK_TRANSCRIBED), "out of order"),
-        (later(schemas.TRANSCRIPT_PROCESSING), "out of order"),
-    ],
-)
-def test_each_fault_of_a_history_is_named(change, fault):
-    assert any(found.startswith(fault) for found in event_faults(change(history()), CHUNKS, 1))
-
-
-@pytest.fixture
-def trial(tmp_path: Path) -> Iterator[Trial]:
-    """A job of the scenario's, on a ledger and a store of its own, that nobody works on."""
-    with Nursery() as nursery:
-        run = Scenario(Journal(scenario="job-recovery"), tmp_path, nursery, *of_its_own(tmp_path))
-        trial = Trial(run, "by-hand")
-        trial.tally.parent.mkdir()
-        yield trial
-        for ledger in run.ledgers().values():
-            ledger.close()
-
-
-WANTED = Whole({}, frozenset({"one", "two"}), "", 0)
-
-
-def heard(trial: Trial, *lines: tuple[float, str], pid: int | None = None) -> list[str]:
-    """By a process of its own each, unless they are all one's."""
-    said = [{"at": at, "pid": pid or number, "sound": sound} for number, (at, sound) in enumerate(lines)]
-    trial.tally.write_bytes(b"".join(canonical_json(line) + b"\n" for line in said))
-    return hearing_faults(trial, WANTED)
-
-
-def test_a_chunk_that_is_lost_or_heard_again_or_too_often_is_named(trial):
-    trial.deaths = [Death(5.0, frozenset({"one"}))]
-    trial.run.ledger.jobs.start(trial.job.id, 1, "run", 60)
-    assert heard(trial, (1, "one"), (6, "two")) == []
-    assert heard(trial, (1, "one")) == ["lost two"]
-    assert heard(trial, (1, "one"), (6, "one"), (7, "two")) == [
-        "finished and heard again one",
-        "heard more often than there were attempts one",
-    ]
-    assert heard(trial, (1, "one"), (2, "one"), (6, "two")) == ["heard more often than there were attempts one"]
-    assert heard(trial, (1, "one"), (6, "two"), (6, "two"), pid=7) == [
-        "heard twice by one process two",
-        "heard more often than there were attempts two",
-    ]
-
-
-def going_on(trial: Trial) -> Lease:
-    return trial.run.ledger.jobs.start(trial.job.id, 1, "run", 60)[1]
-
-
-def resumed(trial: Trial, lease: Lease, occasion: str, left: int, done: int) -> list[str]:
-    data = {"remaining_chunks": left, "completed_chunks": done}
-    trial.run.ledger.outbox.emit(lease, schemas.PROCESSING_RESUMED, occasion, data)
-    return resume_faults(trial, CHUNKS)
-
-
-def test_who_goes_on_without_a_word_or_with_a_wrong_one_is_named(trial):
-    assert resume_faults(trial, CHUNKS) == [], "one that never died has nothing to say"
-    lease = going_on(trial)
-    trial.deaths = [Death(5.0, frozenset({"one"}))]
-    assert resume_faults(trial, CHUNKS) == ["it never said that it went on"]
-    assert resumed(trial, lease, "2", 2, 1) == []
-    (wrong,) = resumed(trial, lease, "3", 5, 1)
-    assert wrong.endswith("of 3")
-    assert resumed(trial, lease, "4", 3, 0)[1:] == ["progress goes back: [1, 1, 0]", "0 told as done instead of 1"]
-
-
-def test_findings_name_every_check_and_the_trial_on_a_job_of_which_nothing_came(trial):
-    found = findings(trial, Whole({"transcript.json": "0" * 64}, frozenset({"one"}), "", 0))
-    trial.run.store.put(f"{trial.key.rpartition('/')[0]}/work-{trial.job.id}/left", b"")
-    left = findings(trial, WANTED)[CLEARED]
-    assert list(found) == list(FIXES)
-    assert found[ENDED] == ["by-hand: ('QUEUED', 1) instead of ('DONE', 1): "]
-    assert found[FILES] == ["by-hand: transcript.json"]
-    assert found[HEARD] == ["by-hand: lost one"]
-    assert "by-hand: dailies.job.done 0 times instead of 1" in found[TOLD]
-    assert (found[LEFT], found[WHOLE], found[CLEARED]) == ([], [], [])
-    assert [fault.rpartition("/")[2] for fault in left] == ["left"]
