@@ -304,11 +304,11 @@ def recover_late(site: OpenSite, swept: Swept) -> None:
     whole_recover(site, swept)
 
 
-def recover_carelessly(name: str, gate: Path) -> None:
+def recover_carelessly(name: str, gate: Path, seconds: float) -> None:
     """In place of each of five recoverers: it looks, and writes what it has seen before, whatever is there by now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SqliteJobs, "recover", look_then_write)
-        recovery_crowds.recover_at_once(name, gate)
+        recovery_crowds.recover_at_once(name, gate, seconds)
 
 
 def look_then_write(self: Any) -> list[Job]:

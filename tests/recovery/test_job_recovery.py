@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -286,20 +285,9 @@ def test_each_broken_product_is_seen_by_the_checks_that_are_about_it(at_once, mo
     assert failures(journal) == {f"broken: {check}" for check in FIXES} | {ONCE}
 
 
-crowd_is_over = threading.Event()
-
-
-def plans_after_the_crowd(*_: Any) -> list[tuple[str, ...]]:
-    """Who hands on a killed job sweeps the whole site: the five recoverers are to find theirs before that."""
-    assert crowd_is_over.wait(120)
-    return [("start_stitching:before",)]
-
-
 @part("broken-in-the-scenario")
 def broken_in_the_scenario(run: Scenario, whole: Whole, full: bool) -> None:
-    trials = [five_recoverers(run)]
-    crowd_is_over.set()
-    trials.append(frozen(run))
+    trials = [five_recoverers(run), frozen(run)]
     report(run, "broken", [findings(trial, whole) for trial in trials])
     killed_after_the_end(run, whole)
     recovery_damage.source_gone(run)
@@ -312,8 +300,7 @@ def test_careless_recoverers_a_zombie_that_counts_and_a_lost_source_that_does_no
     monkeypatch.setattr(recovery_parts, "recover", broken.recover_late)
     monkeypatch.setattr(recovery_crowds, "recover_at_once", broken.recover_carelessly)
     monkeypatch.setattr(scenario, "BESIDE", {"crowds": broken_in_the_scenario})
-    crowd_is_over.clear()
-    monkeypatch.setattr(scenario, "plans", plans_after_the_crowd)
+    monkeypatch.setattr(scenario, "plans", lambda *_: [("start_stitching:before",)])
     journal = judged(only="crowds,kills")
     assert (journal.status, journal.error) == ("violated", None)
     found = seen(journal, "broken")
