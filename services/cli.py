@@ -195,7 +195,7 @@ def doctor(
 def demo(
     seconds: Annotated[int, typer.Option(min=1, max=600, help="Length of the film that it makes.")] = 12,
 ) -> None:
-    """Make a film with captions and read them; then the scenario lock-contention, which kills, freezes and contends."""
+    """Make a film and a talk and read them; then the scenario lock-contention, which kills, freezes and contends."""
     from services.demo import run
 
     sys.exit(run(seconds, say))

@@ -1,4 +1,4 @@
-"""What exists, shown on a film that it makes itself."""
+"""What exists, shown on a film and a talk that it makes itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dailies.errors import DailiesError
 from dailies.home import home
 from dailies.media.keys import MediaKey
-from services import captions, scenarios, server
+from services import captions, scenarios, server, transcribe
 from services.progress import ticking
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def run(seconds: int, say: Callable[[str], None]) -> int:
     say(f"film           {film}, with captions burned in\n")
     captions.run(film, home() / "demo", say)
     say(f"\n{(home() / 'demo' / 'captions.srt').read_text()}")
+    listen(say)
     with ticking("looking for a Prefect server, or starting one"):
         ui = server.connect(quiet=True).removesuffix("/api")
     say("The same as jobs, each step a unit that is recorded when it is done:")
@@ -41,6 +42,18 @@ def made(seconds: int) -> Path:
     with ticking(f"making a film of {seconds} s"):
         path = home() / "media" / KEY
         return path if path.exists() else make_film(path, seconds)
+
+
+def listen(say: Callable[[str], None]) -> None:
+    """Keypad tones, which need no model: every second of the sound is in the text."""
+    from dailies.speech.sample import make_talk
+
+    talk = home() / "demo" / "talk.wav"
+    talk.parent.mkdir(parents=True, exist_ok=True)
+    spoken = make_talk(talk, phrases=5)
+    say(f"talk           {talk}, keypad tones: {spoken}\n")
+    transcribe.run(talk, home() / "demo" / "transcript", "dtmf", None, None, say, say)
+    say(f"\n{(home() / 'demo' / 'transcript' / 'transcript.srt').read_text()}")
 
 
 def process(say: Callable[[str], None]) -> None:
