@@ -194,9 +194,9 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    from services.sqlite_patience import shorten
+    from services.sqlite_turns import take_turns
 
-    shorten()
+    take_turns()
     server = uvicorn.Server(uvicorn.Config(create_app(final=True), log_level="warning"))
     threading.Thread(target=stop_when_idle, args=(server,), daemon=True).start()
     write_atomically(folder() / "server.json", [canonical_json({"url": url, "pid": os.getpid()})])
