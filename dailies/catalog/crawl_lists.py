@@ -53,6 +53,11 @@ class Channels:
     def place(self) -> Place:
         return Place(self.host, "channels")
 
+    def key(self, item: Any) -> str:
+        """Its number is the host's own: a stranger's channel of the same number is another one."""
+        found, host = documents.key(item, self.names), item.get("host") if isinstance(item, dict) else None
+        return found if host in (None, self.host) else f"{found}@{host}"
+
     def row(self, base: str, item: Any, as_of: int) -> Row:
         return {**documents.channel(self.host, base, item), "seen": 1}
 
@@ -68,6 +73,9 @@ class Videos:
     @property
     def place(self) -> Place:
         return Place(self.host, "videos", self.channel["channel_id"])
+
+    def key(self, item: Any) -> str:
+        return documents.key(item, self.names)
 
     @property
     def path(self) -> str:
@@ -109,7 +117,7 @@ class Reader:
 
     def _took(self, of: List, cursor: Cursor, items: list[Any], total: int | None) -> tuple[Cursor, bool]:
         self.tally.pages += 1
-        keys = [documents.key(item, of.names) for item in items]
+        keys = [of.key(item) for item in items]
         read = self.gathering.read(of.place, keys)
         after, word = take(cursor, self.options.page, keys, total, read)
         if word == "back":
