@@ -23,6 +23,7 @@ SCENARIOS = {
     "crop-infer-e2e": "flows.scenarios.crop_infer_e2e:crop_infer_e2e",
     "job-recovery": "flows.scenarios.job_recovery:job_recovery",
     "lock-contention": "flows.scenarios.lock_contention:lock_contention",
+    "orchestrator-smoke": "flows.scenarios.orchestrator_smoke:orchestrator_smoke",
     "video-processing-e2e": "flows.scenarios.video_processing_e2e:video_processing_e2e",
 }
 

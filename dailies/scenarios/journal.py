@@ -160,6 +160,8 @@ class Journal:
     timeline: list[Mark] = field(default_factory=list)
     skipped: str | None = None
     error: str | None = None
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """The same in the words of the orchestrator's smoke test, which others read; only where it is set."""
     _zero: float = field(default_factory=time.monotonic, init=False, repr=False, compare=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
@@ -255,6 +257,8 @@ class Journal:
         for mark in content["timeline"]:
             if mark["until"] is None:
                 del mark["until"]
+        if not content["smoke"]:
+            del content["smoke"]
         return canonical_json(content) + b"\n"
 
     def write(self, home: Path) -> Path:
@@ -322,6 +326,7 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "parameters": dict,
     "timeline": list,
     "skipped": (str, type(None)),
+    "smoke": dict,
 }
 
 
@@ -329,7 +334,7 @@ def _journal(content: Any) -> Journal:
     if not isinstance(content, dict):
         raise BadInput("it holds no JSON object")
     # What others than us may leave out, because it only helps to replay and to draw.
-    content = {"parameters": {}, "timeline": [], "skipped": None} | content
+    content = {"parameters": {}, "timeline": [], "skipped": None, "smoke": {}} | content
     values = {name: _typed(content[name], kind, name) for name, kind in _SHAPE.items() if _present(content, name)}
     steady = values["steady_state"]
     values["steady_state"] = {

@@ -1,0 +1,61 @@
+"""Where an update of orchestrator-smoke is made to fail, and how: a plan that its tests hold against the product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks import catalog as steps
+from tasks._step import REGISTRY
+
+STEPS = [step for step in REGISTRY.values() if step.function.__module__ == steps.__name__]
+NAMED = ("before_merge", "during_ann_build", "after_merge_before_similarity")
+STAGE_OF = dict(zip(NAMED, ("merge", "index", "similar"), strict=True))
+BETWEEN = ("catalog.page#9", "catalog.during_merge", "catalog.similar")
+QUICK_RUNS = ("merge_catalog:before", "index_videos:after", "relate_videos:before")
+PUBLISHED = ("publish_catalog:after", "publish_catalog:committed", "show_catalog:", "sweep_catalog:")
+# What is passed while a file is made, by the step that makes it.
+MAKES = {
+    "merge_catalog": "catalog.during_merge",
+    "index_videos": "catalog.during_ann_build",
+    "relate_videos": "catalog.similar",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``where``: in the process of a stage, in the run itself (which takes its stages along), or on the disk."""
+
+    name: str
+    where: str
+    point: str
+    action: str = "kill"
+
+    @property
+    def told(self) -> str:
+        how = {"kill": "killed at", "raise": "raised at", "stop": "frozen at", "full": "disk full in"}[self.action]
+        return f"{how} {self.point}"
+
+    @property
+    def published(self) -> bool:
+        return self.point.startswith(PUBLISHED)
+
+
+def failures(full: bool) -> list[Failure]:
+    """The quick ones first, so that full covers what quick does."""
+    made = [Failure(name, "stage", f"catalog.{name}") for name in NAMED]
+    every = [point for step in STEPS for point in step.points]
+    made += [Failure(point, "run", point) for point in (every if full else QUICK_RUNS)]
+    if full:
+        made += [Failure(point, "stage", point) for point in BETWEEN]
+        made += [Failure(f"{name}-raise", "stage", f"catalog.{name}", "raise") for name in NAMED]
+        made += [Failure(f"{name}-disk-full", "disk", STAGE_OF[name], "full") for name in NAMED]
+        made += [Failure("zombie", "zombie", "publish_catalog:before", "stop")]
+    return made
+
+
+def made_before(failure: Failure) -> set[str]:
+    """What the makers of those files pass that were finished at this point, and are not published yet."""
+    step, _, at = failure.point.partition(":")
+    order = [each.name for each in STEPS]
+    done = order[: order.index(step) + (at != "before")]
+    return set() if failure.published else {MAKES[name] for name in done if name in MAKES}
