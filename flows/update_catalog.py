@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dailies.catalog.crawl_options import LARGEST_PAGE, Crawl
-from dailies.catalog.update import Update, attempt
+from dailies.catalog.generation import fence_of
+from dailies.catalog.update import Update, attempt, published_by
 from dailies.home import home
 from dailies.media.keys import catalog_subject
 from tasks._job import Working, job_flow
 from tasks.catalog import (
+    announce_catalog,
     begin_update,
     complete_catalog,
     count_videos,
@@ -129,24 +131,28 @@ def update_catalog(
         job.site.ledger,
         job.claim,
     )
+    if published_by(update, job.job.id):  # an attempt before this one died behind the publication
+        update = replace(update, fence=fence_of(update.base))
+    else:
+        update = next_generation(job, update, service)
+        publish_catalog(job, update, service)
+    published = announce_catalog(job, update, service)
+    done = show_catalog(job, update)
+    sweep_catalog(job, update)
+    return {**published.facts, **done.facts}
+
+
+def next_generation(job: Working, update: Update, service: str) -> Update:
     started = begin_update(job, update, service)
     update = replace(update, as_of=started.facts["as_of"])  # an update that goes on keeps its moment
-    gathered = {
-        "begin": started.facts,
-        "instances": crawl_instances(job, update).facts,
-        "channels": crawl_channels(job, update).facts,
-        "videos": crawl_videos(job, update).facts,
-        "counts": count_videos(job, update).facts,
-        "embeddings": embed_videos(job, update).facts,
-    }
-    made = {
-        "merge": merge_catalog(job, update).facts,
-        "popularity": rank_videos(job, update).facts,
-        "index": index_videos(job, update).facts,
-        "similar": relate_videos(job, update).facts,
-    }
-    completed = complete_catalog(job, update)
-    published = publish_catalog(job, update, service, completed)
-    show_catalog(job, update, {**gathered, **made})
-    sweep_catalog(job, update)
-    return {**published.facts, **gathered, **made}
+    crawl_instances(job, update)
+    crawl_channels(job, update)
+    crawl_videos(job, update)
+    count_videos(job, update)
+    embed_videos(job, update)
+    merge_catalog(job, update)
+    rank_videos(job, update)
+    index_videos(job, update)
+    relate_videos(job, update)
+    complete_catalog(job, update)
+    return update

@@ -7,9 +7,10 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
-from dailies.canonical import digest
+from dailies.canonical import digest, file_digest
+from dailies.catalog.reader import META, read_meta
 from dailies.catalog.service import service
-from dailies.catalog.update import Update, clear_away, make_current
+from dailies.catalog.update import Update, clear_away, make_current, serve
 from dailies.events import schemas
 from tasks._job import Working
 from tasks._step import Output, Step, effect, in_child
@@ -106,10 +107,21 @@ def complete_catalog(job: Working, update: Update) -> Output:
 
 
 @effect(timeout=300)
-def publish_catalog(job: Working, update: Update, how: str, completed: Output) -> Output:
+def publish_catalog(job: Working, update: Update, how: str) -> Output:
     """The one moment in which the catalogue changes. An older attempt can never change it back: it is fenced."""
-    make_current(update, job.site.ledger, job.claim, how)
-    told = {"generation": update.name, "digest": completed.facts["digest"], "as_of": update.as_of}
+    make_current(update, job.site.ledger, job.claim, how, job.job.id)
+    return Output()
+
+
+@effect(timeout=300)
+def announce_catalog(job: Working, update: Update, how: str) -> Output:
+    """Told once for each generation, and whoever serves it is up: an attempt may have died before it came to that."""
+    serve(update, job.site.ledger, job.claim, how)
+    told = {
+        "generation": update.name,
+        "digest": file_digest(update.folder / META),
+        "as_of": read_meta(update.folder)["as_of"],
+    }
     job.tell(schemas.CATALOG_PUBLISHED, update.name, {"event": "catalog_published", **told})
     return Output(facts=told)
 
@@ -122,10 +134,17 @@ def sweep_catalog(job: Working, update: Update) -> Output:
 
 
 @effect(timeout=60)
-def show_catalog(job: Working, update: Update, done: Mapping[str, Any]) -> Output:
+def show_catalog(job: Working, update: Update) -> Output:
     """Show in the UI what the update did. Showing it twice shows the newest."""
+    done = told_stages(job)
     create_markdown_artifact(table(update, done), key=f"catalog-{digest(job.job.subject)[:12]}")
-    return Output()
+    return Output(facts=done)
+
+
+def told_stages(job: Working) -> dict[str, Any]:
+    """What each stage did, as the job has told it, in whichever attempt that was."""
+    told = [event.data for event in job.site.ledger.outbox.of(job.job.id) if event.type == schemas.CATALOG_STAGE]
+    return {data["stage"]: data["facts"] for data in told}
 
 
 def table(update: Update, done: Mapping[str, Any]) -> str:

@@ -178,7 +178,7 @@ def plain_rows(rows: Mapping[Any, Mapping[str, Any]]) -> list[Any]:
 def left_behind(prod: Path, kept: Sequence[str]) -> list[str]:
     """Whatever lies in a catalogue's folder and nobody needs any more."""
     files = {"catalog.db", "index.faiss", "similar.db", "meta.json"}
-    found = {path.name for path in prod.iterdir()} - {"catalog.json", *kept}
+    found = {path.name for path in prod.iterdir()} - {"catalog.json", "published.json", *kept}
     inner = {
         f"{path.parent.name}/{path.name}"
         for path in prod.glob("gen-*/*")

@@ -11,8 +11,14 @@ STEPS = [step for step in REGISTRY.values() if step.function.__module__ == steps
 NAMED = ("before_merge", "during_ann_build", "after_merge_before_similarity")
 STAGE_OF = dict(zip(NAMED, ("merge", "index", "similar"), strict=True))
 BETWEEN = ("catalog.page#9", "catalog.during_merge", "catalog.similar")
-QUICK_RUNS = ("merge_catalog:before", "index_videos:after", "relate_videos:before")
-PUBLISHED = ("publish_catalog:after", "publish_catalog:committed", "show_catalog:", "sweep_catalog:")
+QUICK_RUNS = ("merge_catalog:before", "index_videos:after", "relate_videos:before", "publish_catalog:after")
+BEHIND = (
+    "publish_catalog:after",
+    "publish_catalog:committed",
+    "announce_catalog:",
+    "show_catalog:",
+    "sweep_catalog:",
+)
 # What is passed while a file is made, by the step that makes it.
 MAKES = {
     "merge_catalog": "catalog.during_merge",
@@ -37,7 +43,7 @@ class Failure:
 
     @property
     def published(self) -> bool:
-        return self.point.startswith(PUBLISHED)
+        return self.point.startswith(BEHIND)
 
 
 def failures(full: bool) -> list[Failure]:
@@ -54,8 +60,8 @@ def failures(full: bool) -> list[Failure]:
 
 
 def made_before(failure: Failure) -> set[str]:
-    """What the makers of those files pass that were finished at this point, and are not published yet."""
+    """What the makers of those files pass that were finished at this point."""
     step, _, at = failure.point.partition(":")
     order = [each.name for each in STEPS]
     done = order[: order.index(step) + (at != "before")]
-    return set() if failure.published else {MAKES[name] for name in done if name in MAKES}
+    return {MAKES[name] for name in done if name in MAKES}

@@ -38,7 +38,7 @@ from dailies.ledger.records import Lease
 
 Progress = Callable[[float], None]
 Facts = dict[str, Any]
-OWNER = "catalog.json"
+OWNER, PUBLISHED = "catalog.json", "published.json"
 KEPT = 2
 
 
@@ -230,7 +230,7 @@ def run_stage(stage: str, update: Mapping[str, Any], progress: Progress) -> Fact
     return STAGES[stage](Update.from_json(update), progress)
 
 
-def make_current(update: Update, ledger: Ledger, lease: Lease, how: str) -> None:
+def make_current(update: Update, ledger: Ledger, lease: Lease, how: str, job: str = "") -> None:
     """The one moment in which the catalogue changes: a fenced pointer, that an older attempt cannot turn back.
 
     Whoever serves is started again whatever became of it, since what is current is whole before and after.
@@ -238,11 +238,24 @@ def make_current(update: Update, ledger: Ledger, lease: Lease, how: str) -> None
     server = service(how, update.prod)
     server.stop()
     try:
+        # Before and not after: the attempt may die right behind the pointer.
+        write_atomically(update.prod / PUBLISHED, [canonical_json({"generation": update.name, "job": job})])
         publish(ledger, lease, update.prod, update.name)
     finally:
-        current = ledger.generations.current(lease.resource)
-        if current is not None:
-            server.start(update.prod / current)
+        serve(update, ledger, lease, how)
+
+
+def serve(update: Update, ledger: Ledger, lease: Lease, how: str) -> None:
+    current = ledger.generations.current(lease.resource)
+    if current is not None:
+        service(how, update.prod).start(update.prod / current)
+
+
+def published_by(update: Update, job: str) -> bool:
+    """Whether what is current is this job's own: an attempt before this one died behind the publication."""
+    path = update.prod / PUBLISHED
+    made_by = {"generation": update.base, "job": job}
+    return bool(update.base) and path.is_file() and json.loads(path.read_bytes()) == made_by
 
 
 def clear_away(update: Update, ledger: Ledger, resource: str) -> list[str]:

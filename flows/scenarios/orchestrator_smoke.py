@@ -48,7 +48,7 @@ def orchestrator_smoke(
     """Prove that an update makes what it says, and that nobody ever sees half of it, whatever dies on the way.
 
     Args:
-        mode: quick (six failures, within a minute) or full (every crash point, errors and a full disk).
+        mode: quick (seven failures, within a minute) or full (every crash point, errors and a full disk).
         site: Where: only 'local'. Updates write to a folder of one machine, and a trial keeps to its own.
         gpu: Vectors and index on a GPU; where there is none the scenario is skipped, and says why.
         keep_workdir: Keep the catalogues of the run beside its report.
@@ -114,9 +114,9 @@ def orchestrator_smoke(
 
 
 def play(run: Any, settings: Settings, parts: list[str], mode: Mode) -> None:
-    chosen, full = failures(mode == "full"), mode == "full"
+    chosen = failures(mode == "full")
     lanes = [
-        fail_everywhere.submit(run, chosen[number::LANES], number, VIDEOS_OF_A_LANE[mode], full)
+        fail_everywhere.submit(run, chosen[number::LANES], number, VIDEOS_OF_A_LANE[mode])
         for number in (range(LANES) if "failures" in parts else ())
     ]
     if "smoke" in parts:

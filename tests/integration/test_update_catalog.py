@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import State
+from prefect import State, tags
 
 from dailies.catalog import update as stages
 from dailies.catalog.reader import CATALOG, FILES, Catalog
@@ -18,9 +18,10 @@ from dailies.catalog.schema import create
 from dailies.errors import BadInput
 from dailies.events.schemas import CATALOG_PUBLISHED, CATALOG_STAGE, faults_of
 from dailies.ledger.holding import acquire
-from dailies.ledger.records import Job, JobState
+from dailies.ledger.records import Caps, Job, JobState
 from dailies.scenarios.federation import Federation
 from flows.update_catalog import update_catalog
+from tasks import _job
 from tasks import catalog as steps
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("fast_api")]
@@ -81,7 +82,7 @@ def test_a_federation_becomes_a_catalogue_that_is_told_stage_by_stage(site, upda
     assert [event.data["stage"] for event in told if event.type == CATALOG_STAGE] == list(stages.STAGES)
     assert [fault for event in told for fault in faults_of(event.type, event.data)] == []
     assert [event.data["generation"] for event in told if event.type == CATALOG_PUBLISHED] == [folder.name]
-    assert sorted(path.name for path in prod.iterdir()) == ["catalog.json", folder.name]
+    assert sorted(path.name for path in prod.iterdir()) == ["catalog.json", folder.name, "published.json"]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "meta.json"])
     assert site.ledger.leases.holder(RESOURCE) is None
     assert not any(site.ledger.audit(grace=0).values())
@@ -139,6 +140,32 @@ def test_an_attempt_after_a_failure_asks_nobody_again_and_makes_no_finished_file
     assert [again[host]["pages"] for host in sorted(again)] == [asked[host]["pages"] for host in sorted(asked)]
     assert current(site, prod).name != "gen-000001"
     assert not (prod / "gen-000001").exists() or (prod / "gen-000001" / CATALOG).stat().st_mtime_ns == inode
+
+
+@pytest.mark.expects_errors
+def test_an_attempt_after_one_that_died_behind_the_publication_only_tidies_up(
+    site, prod, federation, arm, client, deploy, monkeypatch
+):
+    deploy(update_catalog)
+    federation.show(0)
+    federation.forget()
+    monkeypatch.setattr(steps.announce_catalog.task, "retries", 0)
+    monkeypatch.setattr(_job, "RETRY_IN_S", 0.0)
+    arm("announce_catalog:before=raise")
+    asked = {"tenant": "acme", "whitelist": federation.whitelist_url, "prod": str(prod), "allow_private": True}
+    update_catalog(**asked, return_state=True)
+    (job,) = site.ledger.jobs.all()
+    first = current(site, prod)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 2)
+    pages = federation.counters()
+    site.ledger.dispatch.next(Caps(9, 9))
+    with tags(f"job:{job.id}", "attempt:2"):
+        assert update_catalog(**asked, return_state=True).is_completed()
+    assert federation.counters()["hosts"] == pages["hosts"]
+    assert current(site, prod) == first
+    told = [event.type for event in site.ledger.outbox.of(job.id)]
+    assert (told.count(CATALOG_STAGE), told.count(CATALOG_PUBLISHED)) == (len(stages.STAGES), 1)
+    assert sorted(path.name for path in prod.iterdir()) == ["catalog.json", first.name, "published.json"]
 
 
 def test_a_catalogue_that_somebody_updates_is_left_alone(site, update, prod):
