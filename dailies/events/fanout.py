@@ -23,6 +23,10 @@ class Fanout:
     def __init__(self, sinks: Sequence[Sink], remembered: int = REMEMBERED) -> None:
         self._receivers = [_Receiver(sink, remembered) for sink in sinks]
 
+    def hurry(self, events: Sequence[Event]) -> None:
+        """To the first alone: it need not wait until the others have answered for what was before."""
+        self._receivers[0].publish(events)
+
     def publish(self, events: Sequence[Event]) -> None:
         failed: list[DailiesError] = []
         for receiver in self._receivers:

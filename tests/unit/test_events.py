@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +17,10 @@ import pytest
 
 from dailies.errors import NotConfigured, Transient
 from dailies.events import relay as relaying
+from dailies.events.fanout import Fanout
 from dailies.events.interface import cloud_event
 from dailies.events.prefect_api import PrefectEvents, as_prefect
-from dailies.events.relay import relay
+from dailies.events.relay import hurry, relay
 from dailies.failpoints import environment, fired
 from dailies.ledger.records import Event, JobRequest
 from dailies.ledger.sqlite import SqliteLedger
@@ -132,6 +134,54 @@ def test_who_listens_through_an_inbox_acts_once(ledger, monkeypatch):
     assert acted == jobs
 
 
+def test_the_first_of_two_hears_at_once_and_in_order_while_the_second_is_still_busy(tmp_path, ledger):
+    class Slow(Listener):
+        def publish(self, events):
+            time.sleep(0.5)
+            super().publish(events)
+
+    class Quick(Listener):
+        def publish(self, events):
+            super().publish(events)
+            at.extend(time.time() for _ in events)
+
+    at: list[float] = []
+    quick, slow = Quick(), Slow()
+    sinks, over = Fanout([quick, slow]), threading.Event()
+    beside = threading.Thread(target=hurry, args=(SqliteLedger(tmp_path / "ledger.db"), sinks, over.is_set))
+    beside.start()
+    busy = threading.Thread(target=lambda: [relay(ledger, sinks) for _ in iter(over.is_set, True)])
+    busy.start()
+    jobs = []
+    for _ in range(8):
+        jobs += submit(ledger, 1)
+        time.sleep(0.1)
+    time.sleep(1.5)
+    over.set()
+    beside.join()
+    busy.join()
+    assert [event.job for event in quick.heard] == [event.job for event in slow.heard] == jobs
+    late = [heard - event.time for heard, event in zip(at, quick.heard, strict=True)]
+    assert max(late) < 0.3, "without the hurry an event waits for the second to end with those before it"
+    assert list(ledger.outbox.pending()) == []
+
+
+def test_a_first_that_is_away_is_given_what_it_missed_by_the_relay(tmp_path, ledger):
+    first, second = Listener(room=0), Listener()
+    sinks, over = Fanout([first, second]), threading.Event()
+    beside = threading.Thread(target=hurry, args=(SqliteLedger(tmp_path / "ledger.db"), sinks, over.is_set))
+    beside.start()
+    jobs = submit(ledger, 3)
+    with pytest.raises(Transient):
+        relay(ledger, sinks)
+    assert [event.job for event in ledger.outbox.pending()] == jobs, "nothing counts that only one has heard"
+    first.room = float("inf")
+    relay(ledger, sinks)
+    over.set()
+    beside.join()
+    assert [event.job for event in first.heard] == [event.job for event in second.heard] == jobs
+
+
 def test_what_is_committed_while_relaying_is_relayed_too(ledger):
     class Busy(Listener):
         def publish(self, events):
@@ -146,8 +196,9 @@ def test_what_is_committed_while_relaying_is_relayed_too(ledger):
 RELAY = """
 import sys
 from pathlib import Path
+from dailies.events.fanout import Fanout
 from dailies.events.interface import cloud_event
-from dailies.events.relay import relay
+from dailies.events.relay import hurry, relay
 from dailies.failpoints import failpoint
 from dailies.ledger.sqlite import SqliteLedger
 
