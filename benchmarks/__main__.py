@@ -14,15 +14,23 @@ from pathlib import Path
 
 from benchmarks._report import Figure, load, options, save, show
 
+# Whose lines are shown while they work: they take many minutes.
+TELLS = {"catalog"}
 SCRIPTS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def measure(name: str, folder: Path, own: Sequence[str] = ()) -> list[Figure]:
     file = folder / f"{name}.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", *own, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"benchmarks.{name} failed:\n{done.stderr.strip()}")
+    shown = None if name in TELLS else subprocess.PIPE
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=shown, text=True) as process:
+        try:
+            said = process.communicate()[1]
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted as well, and clears away what it wrote
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"benchmarks.{name} failed:\n{said.strip() if said else 'see above'}")
     return [replace(figure, name=f"{name}: {figure.name}") for figure in load(file)]
 
 

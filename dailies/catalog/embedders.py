@@ -31,6 +31,9 @@ WORD_WEIGHT, PAIR_WEIGHT, LETTERS_WEIGHT = 4, 2, 1
 ROOT_STEPS, LARGEST_ROOT = 16, 4096
 # So many code points are hashed at once: what is worked on stays in the processor's cache.
 AT_ONCE = 24_000
+# So many are projected at once: the threads of a product of matrices wait for each other at its end, for long where the
+# machine has other work.
+PROJECTED = 2000
 # Code points above are counted as letters: ideographs, and scripts that Unicode still adds.
 CLASSIFIED = 0x20000
 LONGEST_WORD = 64
@@ -91,17 +94,25 @@ class Ngrams:
     device = "cpu"
 
     def embed(self, texts: Sequence[str]) -> Matrix:
-        prepared = [_folded(text) for text in texts]
-        out = np.empty((len(prepared), DIM), dtype=np.float32)
-        first = 0
-        while first < len(prepared):
-            last, size = first + 1, len(prepared[first])
-            while last < len(prepared) and size + len(prepared[last]) <= AT_ONCE:
-                size += len(prepared[last])
-                last += 1
-            out[first:last] = _projected(_counts(prepared[first:last]))
-            first = last
+        out = np.empty((len(texts), DIM), dtype=np.float32)
+        for at in range(0, len(texts), PROJECTED):
+            out[at : at + PROJECTED] = _projected(_rooted([_folded(text) for text in texts[at : at + PROJECTED]]))
         return out
+
+
+def _rooted(texts: Sequence[str]) -> Matrix:
+    rooted = np.empty((len(texts), BUCKETS), dtype=np.float32)
+    first = 0
+    while first < len(texts):
+        last, size = first + 1, len(texts[first])
+        while last < len(texts) and size + len(texts[last]) <= AT_ONCE:
+            size += len(texts[last])
+            last += 1
+        counts = _counts(texts[first:last])
+        roots = np.minimum(np.rint(np.sqrt(np.abs(counts)) * ROOT_STEPS), LARGEST_ROOT)
+        rooted[first:last] = np.copysign(roots, counts)
+        first = last
+    return rooted
 
 
 def _folded(text: str) -> str:
@@ -171,10 +182,9 @@ def _words(codes: Whole, owner: NDArray[np.int64], length: int) -> tuple[Whole, 
     return _mixed(pairs[same]), of[:-1][same]
 
 
-def _projected(counts: NDArray[np.float64]) -> Matrix:
-    roots = np.minimum(np.rint(np.sqrt(np.abs(counts)) * ROOT_STEPS), LARGEST_ROOT)
-    sums = np.copysign(roots, counts).astype(np.float32) @ _projection()
-    sums[~counts.any(axis=1), 0] = 1
+def _projected(rooted: Matrix) -> Matrix:
+    sums = rooted @ _projection()
+    sums[~rooted.any(axis=1), 0] = 1
     return on_grid(sums)
 
 

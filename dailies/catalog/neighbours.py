@@ -4,7 +4,9 @@ Beside its list each video keeps a hash of the vector that the list was made for
 what is new, changed or gone, and searches only for that, and for those that listed what has changed or gone; the others
 may *gain* what is new. Where the search is exact, so is this: the file equals, byte for byte, one computed anew. With
 lists an old video gains a new one if it is among the `BREADTH` nearest that the new one's own search finds; what is
-missed by that is measured, and too much of it means computing anew.
+missed by that is measured, and too much of it means computing anew. With lists each video also has `RESERVE` more than
+are asked for: one that goes is in the lists of some twenty others, and they would all have to search for one to take
+its place.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dailies.canonical import digest
 from dailies.catalog.index_file import contents, is_lists, load_index, search_keys
 from dailies.catalog.similar_file import Similar, read_similar, write_similar
 from dailies.catalog.vectors import (
+    ID_MASK,
     NEIGHBOURS,
     NOBODY,
     PROBE_SEED,
@@ -32,6 +35,7 @@ from dailies.catalog.vectors import (
     Ids,
     Matrix,
     Vectors,
+    best,
     hashes,
     keys,
     recall,
@@ -45,7 +49,7 @@ from dailies.failpoints import failpoint
 log = logging.getLogger("dailies.catalog")
 
 BATCH, PIECE, OFFERED = 8192, 16_384, 1024
-BREADTH = 160
+BREADTH, RESERVE = 160, 8
 # Many questions against everything are one product of matrices, several times as fast for each vector as a look into
 # lists: where text is so varied that more than this part of the lists is looked into, lists are the slower way.
 EXACT_FASTER = 6
@@ -71,7 +75,7 @@ def find_neighbours(
         raise BadInput(f"{k} neighbours were asked for: ask for one or more")
     vectors = vectors_of(Path(db))
     work = _Work(_catalogue(vectors, load_index(Path(index))), k, batch, breadth, progress)
-    facts = {"centres": work.all.centres, "dim": vectors.dim, "k": k, "model": vectors.model}
+    facts = {"centres": work.all.centres, "dim": vectors.dim, "k": k, "model": vectors.model, "width": work.width}
     old = read_similar(Path(previous), facts) if previous is not None else None
     found = (old and work.updated(old)) or work.anew()
     write_similar(Path(out), facts, Similar(work.all.ids, work.all.hashes, found.lists))
@@ -157,9 +161,13 @@ class _Work:
     breadth: int
     progress: Progress
 
+    @property
+    def width(self) -> int:
+        return self.k + (RESERVE if is_lists(self.all.index) else 0)
+
     def anew(self) -> _Found:
-        lists = np.full((len(self.all.ids), self.k), NOBODY, dtype=np.int64)
-        for rows, found in self._searched(np.arange(len(lists)), self.k):
+        lists = np.full((len(self.all.ids), self.width), NOBODY, dtype=np.int64)
+        for rows, found in self._searched(np.arange(len(lists)), self.width):
             lists[rows] = found
         return _Found(lists, len(lists), 0, self._recall(lists), False)
 
@@ -170,38 +178,40 @@ class _Work:
         same = (now.ids[place] == old.ids) & (now.hashes[place] == old.hashes) if len(now.ids) else np.zeros(0, bool)
         if not same.any():
             return None
-        lists = np.full((len(now.ids), self.k), NOBODY, dtype=np.int64)
+        lists = np.full((len(now.ids), self.width), NOBODY, dtype=np.int64)
         lists[place[same]] = old.lists[same]
         fresh = np.ones(len(now.ids), dtype=bool)
         fresh[place[same]] = False
-        stale = np.zeros(len(now.ids), dtype=bool)
-        stale[place[same]] = np.isin(unkeyed(old.lists[same])[0], old.ids[~same]).any(axis=1)
-        if int(fresh.sum()) + int(stale.sum()) > len(now.ids) // 2:
+        known = self._known(lists)
+        lost = _strike(lists, old.ids[~same])
+        if int(fresh.sum() + (_lengths(lists)[lost] < self.k).sum()) > len(now.ids) // 2:
             return None
-        gained = self._update(lists, np.flatnonzero(fresh), np.flatnonzero(stale))
+        gained = self._offered(lists, np.flatnonzero(fresh), known)
+        short = lost[_lengths(lists)[lost] < self.k]
+        for rows, found in self._searched(short, self.width):
+            lists[rows] = found
         measured = self._recall(lists)
         if measured < RECALL_FLOOR:
             log.warning("action=similar_anew recall=%.4f", measured)
             return None
-        return _Found(lists, int(fresh.sum() + stale.sum()), gained, measured, True)
+        return _Found(lists, int(fresh.sum()) + len(short), gained, measured, True)
 
-    def _update(self, lists: Ids, fresh: Rows, stale: Rows) -> int:
-        for rows, found in self._searched(stale, self.k):
-            lists[rows] = found
-        searched = np.zeros(len(lists), dtype=bool)
-        searched[fresh] = searched[stale] = True
+    def _known(self, lists: Ids) -> Ids:
+        """The least key for which a list is known to miss nobody: its last. An exact list that is not full has all
+        there are. Before anybody is struck off: what is left then is whole down to the same key."""
+        last = np.where(lists == NOBODY, np.iinfo(np.int64).max, lists).min(axis=1)
+        return last if is_lists(self.all.index) else np.where(lists[:, -1] == NOBODY, NOBODY, last)
+
+    def _offered(self, lists: Ids, fresh: Rows, known: Ids) -> int:
+        """The new ones search, and offer themselves to the others."""
         offers: list[tuple[Rows, Ids]] = []
-        last = np.where(searched, np.iinfo(np.int64).max, lists[:, -1])
-        if is_lists(self.all.index):
-            for rows, found in self._searched(fresh, max(self.k, self.breadth)):
-                lists[rows] = found[:, : self.k]
-                offers.append(self._offers(rows, found, last))
-        else:
-            for rows, found in self._searched(fresh, self.k):
-                lists[rows] = found
-                offers += self._all_offers(rows, last)
+        known[fresh] = np.iinfo(np.int64).max
+        for rows, found in self._searched(fresh, max(self.width, self.breadth if is_lists(self.all.index) else 0)):
+            lists[rows] = found[:, : self.width]
+            offers += [self._offers(rows, found, known)] if is_lists(self.all.index) else self._all_offers(rows, known)
         to = np.concatenate([np.zeros(0, dtype=np.int64), *(rows for rows, _ in offers)])
-        return _gain(lists, to, np.concatenate([np.zeros(0, dtype=np.int64), *(keyed for _, keyed in offers)]))
+        keyed = np.concatenate([np.zeros(0, dtype=np.int64), *(keyed for _, keyed in offers)])
+        return _gain(lists, to, keyed, self.k)
 
     def _searched(self, rows: Rows, count: int) -> Iterator[tuple[Rows, Ids]]:
         """In the order of the lists: those that look into the same ones find them in the processor's cache."""
@@ -240,11 +250,23 @@ class _Work:
         exact = Exact(self.all.matrix(rows), self.all.ids[rows], self.k)
         for ids, matrix in self.all.blocks():
             exact.see(ids, matrix)
-        return recall(lists[rows], exact.found)
+        return recall(lists[rows, : self.k], exact.found)
 
 
-def _gain(lists: Ids, to: Rows, keyed: Ids) -> int:
-    """Put each key into the list of its row; says how many lists became others."""
+def _lengths(lists: Ids) -> Rows:
+    return np.asarray((lists != NOBODY).sum(axis=1), dtype=np.int64)
+
+
+def _strike(lists: Ids, gone: Ids) -> Rows:
+    """Take them out of all lists; the rows that lost somebody."""
+    places = np.isin(lists & ID_MASK, ID_MASK - gone) & (lists != NOBODY)
+    rows = np.flatnonzero(places.any(axis=1))
+    lists[rows] = best(np.where(places[rows], NOBODY, lists[rows]), lists.shape[1])
+    return rows
+
+
+def _gain(lists: Ids, to: Rows, keyed: Ids, k: int) -> int:
+    """Put each key into the list of its row; says how many lists became others, as far as they are shown."""
     rows, at = np.unique(to, return_inverse=True)
     count = lists.shape[1]
     of = np.concatenate([np.repeat(np.arange(len(rows)), count), at])
@@ -252,5 +274,6 @@ def _gain(lists: Ids, to: Rows, keyed: Ids) -> int:
     order = np.lexsort((~every, of))  # turned round without overflow: the least has no negative
     of, every = of[order], every[order]
     rank = np.arange(len(of)) - np.searchsorted(of, np.arange(len(rows)))[of]
+    before = lists[rows, :k]
     lists[rows] = every[rank < count].reshape(len(rows), count)
-    return len(rows)
+    return int((lists[rows, :k] != before).any(axis=1).sum())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -210,6 +211,10 @@ def recall(found: Ids, exact: Ids) -> float:
     return float(np.minimum(hits, should.sum(axis=1)).sum() / should.sum())
 
 
+# How FAISS says that a file cannot be written: it has one kind of error for everything.
+UNWRITTEN = re.compile(r"write error in|could not open .* for writing")
+
+
 @contextmanager
 def made_whole(out: Path) -> Iterator[Path]:
     """A name to write to; the file has its own name once it is on the disk. Only the holder of the update's lease
@@ -221,6 +226,11 @@ def made_whole(out: Path) -> Iterator[Path]:
         yield temp
         _synced(temp)
         temp.replace(out)
+    except (OSError, RuntimeError, sqlite3.OperationalError) as error:
+        temp.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and not UNWRITTEN.search(str(error)):
+            raise
+        raise BadInput(f"{out} could not be written (full, over a limit, or failing): free some space") from error
     except BaseException:
         temp.unlink(missing_ok=True)
         raise

@@ -141,6 +141,28 @@ def test_what_does_not_fit_is_trained_anew(tmp_path: Path, spoil: str) -> None:
     assert file_digest(tmp_path / "b") == file_digest(tmp_path / "anew")
 
 
+@pytest.mark.parametrize(("sizes", "anew"), [((2000, 2900, 3900), False), ((2000, 2900, 4100), True)])
+def test_centres_are_kept_until_there_are_twice_as_many(tmp_path: Path, sizes: tuple[int, ...], anew: bool) -> None:
+    """Step by step, so that no single update is too much of a change."""
+    assert by_steps(tmp_path, sizes) == [2000, 2000, sizes[-1] if anew else 2000]
+
+
+@pytest.mark.parametrize(("sizes", "anew"), [((2400, 1700, 1250), False), ((2400, 1700, 1150), True)])
+def test_and_until_there_are_half_as_many(tmp_path: Path, sizes: tuple[int, ...], anew: bool) -> None:
+    assert by_steps(tmp_path, sizes) == [2400, 2400, sizes[-1] if anew else 2400]
+
+
+def by_steps(folder: Path, sizes: tuple[int, ...]) -> list[int]:
+    """On how many each index of a row of updates was trained."""
+    matrix, trained = clustered(max(sizes)), []
+    for number, size in enumerate(sizes):
+        db = production(folder / f"{number}.db", numbered(matrix[:size]))
+        previous = folder / f"{number - 1}.index" if number else None
+        meta = build_index(db, folder / f"{number}.index", previous=previous, flat_below=1000)
+        trained.append(meta["trained_on"])
+    return trained
+
+
 @pytest.mark.parametrize("flat_below", [1000, 100_000])
 def test_a_build_that_fails_half_way_leaves_the_index_before(tmp_path: Path, flat_below: int) -> None:
     db = production(tmp_path / "db", numbered(clustered(1500)))

@@ -89,12 +89,49 @@ def test_an_update_searches_only_where_something_is_other(tmp_path: Path) -> Non
     found(tmp_path, "a", first)
     told = found(tmp_path, "b", second, "a")
     gone = set(first) - set(second) | {10}
-    stale = {number for number, near in nearest_by_hand(first, 5).items() if gone & {other for other, _ in near}}
+    before, after = nearest_by_hand(first, 5), nearest_by_hand(second, 5)
     fresh = (set(second) - set(first)) | {10}
+    stale = {number for number, near in before.items() if gone & {other for other, _ in near}} & set(second) - fresh
+    # Who got back as many as he lost, all of them better than his last one was, has nothing to search for.
+    short = {number for number in stale if place(after[number][-1]) > place(before[number][-1])}
     assert told["updated"]
-    assert told["searched"] == len(fresh | (stale & set(second)))
+    assert 0 < len(short) < len(stale)
+    assert told["searched"] == len(fresh | short)
     assert 0 < told["gained"] < 1500
-    assert lists_in(tmp_path / "b.similar") == nearest_by_hand(second, 5)
+    assert lists_in(tmp_path / "b.similar") == after
+
+
+def place(neighbour: tuple[int, float]) -> tuple[float, int]:
+    return -neighbour[1], neighbour[0]
+
+
+def test_with_lists_a_reserve_stands_in_for_those_that_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every list is looked into, so that what an update comes to must be exact, update after update."""
+    monkeypatch.setattr(neighbours, "EXACT_FASTER", 0)
+    monkeypatch.setattr(neighbours, "RESERVE", 2)
+    real = neighbours.load_index
+
+    def everywhere(path: Path) -> object:
+        index = real(path)
+        index.nprobe = index.nlist
+        return index
+
+    monkeypatch.setattr(neighbours, "load_index", everywhere)
+    vectors, searched, lost = numbered(clustered(1500)), [], []
+    for number in range(5):
+        files = [tmp_path / f"{number}.{kind}" for kind in ("db", "index", "similar")]
+        old = [tmp_path / f"{number - 1}.{kind}" if number else None for kind in ("index", "similar")]
+        build_index(production(files[0], vectors), files[1], previous=old[0], flat_below=1000)
+        told = find_neighbours(*files, 5, old[1], breadth=2000)
+        assert (told["updated"], told["recall"]) == (number > 0, 1.0)
+        assert lists_in(files[2]) == nearest_by_hand(vectors, 5)
+        searched.append(told["searched"])
+        gone = sorted(vectors)[number :: 40 - number]
+        lost.append(sum(bool({other for other, _ in near} & set(gone)) for near in lists_in(files[2]).values()))
+        vectors = {place: vector for place, vector in vectors.items() if place not in gone}
+        vectors |= numbered(clustered(12, seed=number + 7), max(vectors) + 1)
+    assert searched[1] < 20  # the new ones, and nobody whose reserve is used up already
+    assert 20 < searched[4] < lost[3]
 
 
 def test_where_many_lists_are_looked_into_all_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
