@@ -60,7 +60,7 @@ def update(asked: Update, service: str, site: str, say: Say, complain: Say) -> i
 
 def _update(asked: Update, service: str, site: OpenSite, say: Say) -> int:
     from dailies.catalog.service import service as served_by
-    from dailies.catalog.update import attempt, clear_away, make_current
+    from dailies.catalog.update import attempt, clear_away, make_current, serve
 
     served_by(service, asked.prod)  # a name that is none is said before the work and not after it
     resource = resource_of(asked.prod)
@@ -71,7 +71,8 @@ def _update(asked: Update, service: str, site: OpenSite, say: Say) -> int:
             current = attempt(asked, site.ledger, lease)
             facts = all_stages(current, keeper.stopped)
             keeper.check()
-            make_current(replace(current, as_of=facts["begin"]["as_of"]), site.ledger, lease, service)
+            make_current(current, site.ledger, lease, service)
+            serve(current, site.ledger, lease, service)
             clear_away(current, site.ledger, resource)
         finally:
             give_back(site.ledger, keeper, lease)

@@ -233,19 +233,20 @@ def run_stage(stage: str, update: Mapping[str, Any], progress: Progress) -> Fact
 def make_current(update: Update, ledger: Ledger, lease: Lease, how: str, job: str = "") -> None:
     """The one moment in which the catalogue changes: a fenced pointer, that an older attempt cannot turn back.
 
-    Whoever serves is started again whatever became of it, since what is current is whole before and after.
+    Whoever serves is stopped before, and it is ``serve`` that starts it again.
     """
-    server = service(how, update.prod)
-    server.stop()
+    service(how, update.prod).stop()
     try:
         # Before and not after: the attempt may die right behind the pointer.
         write_atomically(update.prod / PUBLISHED, [canonical_json({"generation": update.name, "job": job})])
         publish(ledger, lease, update.prod, update.name)
-    finally:
+    except BaseException:
         serve(update, ledger, lease, how)
+        raise
 
 
 def serve(update: Update, ledger: Ledger, lease: Lease, how: str) -> None:
+    """What is current is whole, whatever became of an update."""
     current = ledger.generations.current(lease.resource)
     if current is not None:
         service(how, update.prod).start(update.prod / current)

@@ -170,7 +170,7 @@ def trusts_its_files(patch: Patch) -> None:
 def publishes_whatever_its_fence(patch: Patch) -> None:
     """It looks at no lease any more, and its pointer comes on top."""
 
-    def anyhow(update: Update, ledger: Any, lease: Any, how: str) -> None:
+    def anyhow(update: Update, ledger: Any, lease: Any, how: str, job: str) -> None:
         with closing(sqlite3.connect(home() / "ledger.db", timeout=10)) as database, database:
             database.execute(
                 """INSERT INTO generations (resource, fence, key)

@@ -25,6 +25,7 @@ def relaying(relay: Relay, site: OpenSite, ended: threading.Event) -> None:
     """The supervisor's own loop around another relay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(supervisor, "relay", relay)
+        patch.setattr(supervisor, "hurry", lambda *_: None)
         supervisor.relay_events(site, ended)
 
 
