@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,6 +31,7 @@ from flows import transcribe_media
 from tasks import _job, recovery_attempt, recovery_crowds, supervision, transcription
 from tasks._job import Working
 from tasks._step import Output, Step
+from tasks.caption_parts import FLOW_S
 from tasks.supervision import Swept
 
 HEARING = "dailies.speech.isolated:hear_file"
@@ -199,15 +201,16 @@ def gives_up_on_resume(patch: Patch, number: int) -> None:
 
 def makes_a_gap_of_an_outage(patch: Patch, number: int) -> None:
     """What could not be written down while the ledger was away is given up, as if nobody could hear it."""
-    in_child = transcription.in_child
+    in_child, asked = transcription.in_child, count(1)
 
     def deaf(job: Working, step: Step[...], function: str, **arguments: Any) -> Any:
-        if function == HEARING:
+        if function == HEARING and number > 1:
             raise Unreadable("the ledger did not answer")
+        if function == HEARING and next(asked) > 3:  # so that something is left when the lease is lost
+            job.keeper.stopped.wait(FLOW_S)
         return in_child(job, step, function, **arguments)
 
-    if number > 1:
-        patch.setattr(transcription, "in_child", deaf)
+    patch.setattr(transcription, "in_child", deaf)
 
 
 def needs_no_source(patch: Patch, number: int) -> None:
