@@ -307,11 +307,11 @@ def recover_late(site: OpenSite, swept: Swept) -> None:
     whole_recover(site, swept)
 
 
-def recover_carelessly(name: str, gate: Path, seconds: float) -> None:
+def recover_carelessly(name: str, gate: Path, job_id: str) -> None:
     """In place of each of five recoverers: it looks, and writes what it has seen before, whatever is there by now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SqliteJobs, "recover", look_then_write)
-        recovery_crowds.recover_at_once(name, gate, seconds)
+        recovery_crowds.recover_at_once(name, gate, job_id)
 
 
 def look_then_write(self: Any) -> list[Job]:
