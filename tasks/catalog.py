@@ -26,11 +26,11 @@ def stage(job: Working, step: Step[...], name: str, update: Update) -> Output:
     return Output(facts=facts)
 
 
-def brief(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """An event is no place for the reason of each of a thousand hosts."""
-    return {
-        name: dict(list(value.items())[:TOLD]) if isinstance(value, dict) else value for name, value in facts.items()
-    }
+def brief(facts: Any) -> Any:
+    """An event is no place for the reason of each of a thousand hosts: those are in the database."""
+    if not isinstance(facts, Mapping):
+        return facts
+    return {name: brief(value) for name, value in list(facts.items())[:TOLD]}
 
 
 # ── what is new: gathered in the staging database, which knows how far it came ────────────────────────────────────────

@@ -40,7 +40,7 @@ def merge(
 ) -> dict[str, Any]:
     """``max_removed`` is the share of the living videos that may get a tombstone: above it nothing is changed.
 
-    Which vectors an index has to catch up with stands in the table ``changed_embeddings``.
+    Which vectors came, changed or went stands in the table ``changed_embeddings``; the index finds that out by itself.
     """
     chosen = rule_set(rules)
     if not 0 <= max_removed <= 1:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-from dailies.errors import NotConfigured, Transient
 from dailies.events.fanout import Fanout
 from dailies.events.interface import Sink
 from dailies.ledger.interface import Ledger
@@ -33,13 +33,12 @@ def hurry(ledger: Ledger, sinks: Fanout, over: Callable[[], bool]) -> None:
     """
     try:
         while not over():
-            mark = ledger.outbox.mark()
             try:
+                mark = ledger.outbox.mark()
                 if events := ledger.outbox.pending(BATCH):
                     sinks.hurry(events)
-            except (Transient, NotConfigured):
-                ledger.outbox.wait(mark, REST_S)
-            else:
                 ledger.outbox.wait(mark, LOOK_S)
+            except Exception:  # noqa: BLE001 - whatever it is: it must not end the hurry, and the relay meets it as well
+                time.sleep(REST_S)
     finally:
         ledger.close()

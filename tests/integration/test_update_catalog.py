@@ -235,6 +235,12 @@ def test_an_update_travels_to_a_child_and_back(tmp_path):
     assert update.folder == tmp_path / "gen-000007"
 
 
+def test_an_event_does_not_carry_the_reason_of_each_of_a_thousand_hosts():
+    facts = {"pages": 3, "hosts": {"ok": 1, "failed": {f"h{number}.example": "no answer" for number in range(1000)}}}
+    told = steps.brief(facts)
+    assert (told["pages"], told["hosts"]["ok"], len(told["hosts"]["failed"])) == (3, 1, steps.TOLD)
+
+
 def test_a_folder_belongs_to_one_catalogue(tmp_path):
     stages.owned(tmp_path, "catalog:a/catalogs/one")
     stages.owned(tmp_path, "catalog:a/catalogs/one")

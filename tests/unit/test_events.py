@@ -166,6 +166,31 @@ def test_the_first_of_two_hears_at_once_and_in_order_while_the_second_is_still_b
     assert list(ledger.outbox.pending()) == []
 
 
+@pytest.mark.parametrize("method", ["mark", "pending", "wait"])
+def test_a_ledger_that_is_away_for_a_moment_does_not_end_the_hurry(tmp_path, ledger, monkeypatch, method):
+    own, first, over, failed = SqliteLedger(tmp_path / "ledger.db"), Listener(), threading.Event(), threading.Event()
+    usual = getattr(own.outbox, method)
+
+    def once_away(*asked):
+        if not failed.is_set():
+            failed.set()
+            raise Transient("the ledger is locked")
+        return usual(*asked)
+
+    monkeypatch.setattr(relaying, "REST_S", 0.01)
+    monkeypatch.setattr(own.outbox, method, once_away)
+    beside = threading.Thread(target=hurry, args=(own, Fanout([first, Listener()]), over.is_set))
+    beside.start()
+    assert failed.wait(5)
+    jobs = submit(ledger, 2)
+    until = time.monotonic() + 5
+    while len(first.heard) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    over.set()
+    beside.join()
+    assert [event.job for event in first.heard] == jobs
+
+
 def test_a_first_that_is_away_is_given_what_it_missed_by_the_relay(tmp_path, ledger):
     first, second = Listener(room=0), Listener()
     sinks, over = Fanout([first, second]), threading.Event()
