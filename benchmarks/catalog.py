@@ -80,20 +80,21 @@ def stage(name: str, update: dict[str, Any], progress: Callable[[float], None] =
 
 
 def run(update: Update, label: str) -> Pass:
-    done = Pass()
-    for name in STAGES:
-        begin, child = time.perf_counter(), Child("benchmarks.catalog:stage")
-        try:
+    """In one process for all stages, as the flow has it."""
+    done, child = Pass(), Child("benchmarks.catalog:stage")
+    try:
+        for name in STAGES:
+            begin = time.perf_counter()
             with watched(child.process.pid) as seen:
                 done.facts[name] = child.call({"name": name, "update": update.to_json()}, LONGEST_S, None, nobody)
-        finally:
-            child.end()
-        done.seconds[name] = time.perf_counter() - begin
-        done.busy[name] = seen.busy
-        if seen.peak > done.peak:
-            done.peak, done.busiest = seen.peak, name
-        took = f"{done.seconds[name]:.1f} s ({seen.busy:.1f} s of the processor), {seen.peak // MIB} MiB"
-        tell(f"{label}: {name} {took}, {said(done.facts[name])}")
+            done.seconds[name] = time.perf_counter() - begin
+            done.busy[name] = seen.busy
+            if seen.peak > done.peak:
+                done.peak, done.busiest = seen.peak, name
+            took = f"{done.seconds[name]:.1f} s ({seen.busy:.1f} s of the processor), {seen.peak // MIB} MiB"
+            tell(f"{label}: {name} {took}, {said(done.facts[name])}")
+    finally:
+        child.end()
     return done
 
 
@@ -107,19 +108,25 @@ def said(facts: dict[str, Any]) -> str:
 
 @dataclass
 class Seen:
+    before: float
     peak: int = 0
     busy: float = 0.0
 
     def look(self, process: psutil.Process) -> None:
         self.peak = max(self.peak, process.memory_info().rss)
-        times = process.cpu_times()
-        self.busy = times.user + times.system
+        self.busy = worked(process) - self.before
+
+
+def worked(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 @contextmanager
 def watched(pid: int) -> Iterator[Seen]:
     """The most memory that a process has had, looked at ten times a second, and how long it was at work."""
-    seen, over, process = Seen(), Event(), psutil.Process(pid)
+    process, over = psutil.Process(pid), Event()
+    seen = Seen(worked(process))
 
     def look() -> None:
         while not over.wait(LOOK_S):

@@ -18,6 +18,7 @@ DAY_MS, MONTH_DAYS, UNKNOWN_DAYS = 86_400_000, 30, 3650
 SLACK = 0.01  # how far a stored popularity may be from the exact one: see rank.py
 RECALL = 0.95
 PART = 1024
+NOBODY = -(2**63)
 Neighbours = Mapping[int, Sequence[tuple[int, float]]]
 
 
@@ -53,7 +54,7 @@ def totals(folder: Path, meta: Mapping[str, Any]) -> dict[str, int]:
             "embeddings": database.execute("SELECT count(*) FROM video_embeddings").fetchone()[0],
             "living": database.execute("SELECT count(*) FROM videos WHERE removed_at IS NULL").fetchone()[0],
             "index": int(faiss.read_index(str(folder / "index.faiss")).ntotal),
-            "similar": similar.execute("SELECT count(*) FROM similar").fetchone()[0],
+            "similar": similar.execute("SELECT sum(length(ids)) / 8 FROM similar").fetchone()[0] or 0,
         }
 
 
@@ -110,13 +111,18 @@ def popular(row: sqlite3.Row, as_of: int) -> float:
 
 
 def listed(path: Path) -> Neighbours:
+    """As similar.db says of itself: 64 videos to a row, and a neighbour in 64 bits, its score before its id."""
     with opened(path) as database:
-        return {
-            row["id"]: list(
-                zip(np.frombuffer(row["neighbours"], "<i8").tolist(), np.frombuffer(row["scores"], "<f4"), strict=True)
-            )
-            for row in database.execute("SELECT id, neighbours, scores FROM similar")
-        }
+        shown = int(dict(database.execute("SELECT key, value FROM meta"))["k"])
+        rows = database.execute("SELECT ids, lists FROM similar").fetchall()
+    found: dict[int, Sequence[tuple[int, float]]] = {}
+    for row in rows:
+        ids = np.frombuffer(row["ids"], "<i8").tolist()
+        keys = np.frombuffer(row["lists"], "<i8").reshape(len(ids), -1)[:, :shown]
+        others, scores = (2**39 - 1 - keys % 2**39).tolist(), ((keys >> 39) / 2**22).tolist()
+        for number, near, values, held in zip(ids, others, scores, keys != NOBODY, strict=True):
+            found[number] = list(zip(near, values, strict=True))[: held.sum()]
+    return found
 
 
 def neighbour_faults(folder: Path, count: int, exact: bool) -> list[Any]:

@@ -19,9 +19,9 @@ BEHIND = (
     "show_catalog:",
     "sweep_catalog:",
 )
-# What is passed while a file is made, by the step that makes it.
+# What is passed while a file is made, by the step that finishes it.
 MAKES = {
-    "merge_catalog": "catalog.during_merge",
+    "rank_videos": "catalog.during_merge",
     "index_videos": "catalog.during_ann_build",
     "relate_videos": "catalog.similar",
 }

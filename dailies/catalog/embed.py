@@ -48,7 +48,11 @@ PUBLISHED = f"""
     )
     ORDER BY v.video_id, v.instance_domain LIMIT {BATCH}
 """
-# Where nothing is embedded anew, only the gaps of production are of interest.
+# Where nothing is embedded anew, only the gaps of production are of interest. There are none where both counts agree,
+# for a tombstone has no vector.
+LIVING = """SELECT (SELECT count(*) FROM production.videos)
+    - (SELECT count(*) FROM production.videos WHERE removed_at IS NOT NULL)"""
+VECTORS = "SELECT count(*) FROM production.video_embeddings"
 GAPS = PUBLISHED.replace("AND NOT EXISTS", "AND p.video_id IS NULL AND NOT EXISTS")
 OTHER = "SELECT EXISTS (SELECT 1 FROM production.video_embeddings WHERE (model_name, embedding_dim) != (?, ?))"
 WRITE = "INSERT OR REPLACE INTO main.video_embeddings VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -116,7 +120,10 @@ class _Work:
         if rebuild:
             count += self._number("SELECT count(*) FROM production.videos WHERE removed_at IS NULL")
         self._pass(STAGED, count)
-        self._pass(PUBLISHED if rebuild else GAPS, count)
+        if rebuild:
+            self._pass(PUBLISHED, count)
+        elif self._number(LIVING) != self._number(VECTORS):
+            self._pass(GAPS, count)
         self.progress(1.0)
         log.info("action=embedded embedded=%d kept=%d rebuild=%s", self.embedded, self.kept, str(rebuild).lower())
         return {

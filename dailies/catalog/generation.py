@@ -11,14 +11,15 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from dailies.canonical import canonical_json, digest, file_digest, write_atomically
 from dailies.catalog.reader import CATALOG, FILES, META, agree, check_sizes, contents, read_meta
-from dailies.catalog.schema import connect, create, refusals
+from dailies.catalog.schema import TABLES, connect, create, refusals
 from dailies.errors import BadInput, Conflict, Damaged
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
@@ -135,8 +136,42 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def complete(folder: str | Path, about: Mapping[str, Any]) -> str:
+def check_catalog(path: Path) -> str:
+    """A database to which nothing more will be written is checked as a whole, and put on the disk; its digest.
+
+    The table with all the indexes takes as long as everything else, and is looked at beside it.
+    """
+    if path.with_name(path.name + "-journal").exists():  # of a process that was killed; only a writer can roll it back
+        connect(path, "production", write=True).close()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            largest = pool.submit(_faults, path, ["videos"])
+            faults = _faults(path, TABLES - {"videos"})
+            orphans = _asked(path, "PRAGMA foreign_key_check")
+            sync(path)
+            sha256 = file_digest(path)
+    except OSError as error:
+        raise no_room(path, error) from error
+    faults += largest.result()
+    if faults or orphans:
+        raise Damaged(f"{path} is damaged: {'; '.join(faults[:3])}, {len(orphans)} rows without their parent")
+    return sha256
+
+
+def _faults(path: Path, tables: Iterable[str]) -> list[str]:
+    found = [row[0] for table in sorted(tables) for row in _asked(path, f"PRAGMA integrity_check({table})")]
+    return [fault for fault in found if fault != "ok"]
+
+
+def _asked(path: Path, question: str) -> list[tuple[Any, ...]]:
+    with closing(connect(path, "production", immutable=True)) as database, refusals(path):
+        return database.execute(question).fetchall()
+
+
+def complete(folder: str | Path, about: Mapping[str, Any], finished: Mapping[str, str] | None = None) -> str:
     """Check all files of a generation against each other, make them durable and read-only, and write ``meta.json``.
+
+    ``finished`` has the digests of those that were checked and put on the disk when they were made.
 
     ``about`` is what else is to be told: as_of, the staging's digest, the generation it came from, and as ``index``
     what the index says of itself. Model, dimension and total are read from the database, and must agree with what is
@@ -154,11 +189,13 @@ def complete(folder: str | Path, about: Mapping[str, Any]) -> str:
         if not (place / file).is_file():
             raise BadInput(f"{place} is not complete: it has no {file}")
     try:
-        _inspect(place / CATALOG)
+        digests = dict(finished or {})
+        if CATALOG not in digests:
+            digests[CATALOG] = check_catalog(place / CATALOG)
         meta = {**contents(place), **about}
         agree(place, meta)
         _clear(place)
-        meta["files"] = {file: _finish(place / file) for file in FILES}
+        meta["files"] = {file: _finish(place / file, digests.get(file)) for file in FILES}
         data = canonical_json(meta)
         write_atomically(place / META, [data])
         (place / META).chmod(READ_ONLY)
@@ -167,15 +204,6 @@ def complete(folder: str | Path, about: Mapping[str, Any]) -> str:
     except OSError as error:
         raise no_room(place, error) from error
     return digest(data)
-
-
-def _inspect(path: Path) -> None:
-    killed = path.with_name(path.name + "-journal").exists()  # only a writer can roll it back
-    with closing(connect(path, "production", write=killed)) as database, refusals(path):
-        said = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
-        orphans = database.execute("PRAGMA foreign_key_check").fetchall()
-    if said != ["ok"] or orphans:
-        raise Damaged(f"{path} is damaged: {'; '.join(said)}, {len(orphans)} rows without their parent")
 
 
 def _clear(place: Path) -> None:
@@ -187,10 +215,11 @@ def _clear(place: Path) -> None:
             raise BadInput(f"{file} is no part of a generation: remove it")
 
 
-def _finish(path: Path) -> dict[str, Any]:
-    sync(path)
+def _finish(path: Path, sha256: str | None) -> dict[str, Any]:
+    if sha256 is None:
+        sync(path)
     path.chmod(READ_ONLY)
-    return {"sha256": file_digest(path), "size": path.stat().st_size}
+    return {"sha256": sha256 or file_digest(path), "size": path.stat().st_size}
 
 
 def publish(ledger: Ledger, lease: Lease, prod: str | Path, name: str) -> None:

@@ -4,9 +4,10 @@ The lists hold float16, which the grid of vectors.py fits without loss: every sc
 one, and there is nothing to rank again. What can be missed is only what lies in a list that is not looked into; how
 many are, is found by measuring against exact search, and an index that misses too much is refused.
 
-Where little has changed, the lists of the generation before are kept and only those entries move that differ from the
-database, which is found by comparing: nobody has to tell. Each list is in the order of its ids, so that an index tells
-nothing of how many updates it took.
+Where little has changed, the lists of the generation before are kept and only those entries move that are other now: as
+the merge wrote down, if that leads to the ids that the database has, and else as a comparison of all finds. What exact
+search answered for the sample is kept with the index, and asked anew only where something changed. Each list is in the
+order of its ids, so that an index tells nothing of how many updates it took.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dailies.catalog.index_file import (
     LISTS,
     About,
     Contents,
+    Probed,
     contents,
     entries,
     is_lists,
@@ -36,7 +38,11 @@ from dailies.catalog.index_file import (
     search_keys,
 )
 from dailies.catalog.vectors import (
+    ID_MASK,
     NEIGHBOURS,
+    NOBODY,
+    PROBE_SEED,
+    PROBED,
     Exact,
     Ids,
     Matrix,
@@ -74,19 +80,21 @@ def build_index(
     previous: str | Path | None = None,
     progress: Progress = lambda part: None,
     *,
+    told: bool = False,
     flat_below: int = FLAT_BELOW,
     recall_floor: float = RECALL_FLOOR,
 ) -> dict[str, Any]:
-    """`previous` is the index of the generation before."""
+    """`previous` is the index of the generation before; `told` that this one went out from that generation, so that
+    ``changed_embeddings`` tells what is other."""
     if nlist < 0 or device not in ("cpu", "gpu"):
         raise BadInput(f"nlist {nlist} on the device {device!r}: ask for 0 (chosen) or more, on cpu or gpu")
-    build = _Build(vectors_of(Path(db)), nlist, clusters.assigner(device), recall_floor, progress)
+    build = _Build(vectors_of(Path(db)), nlist, clusters.assigner(device), told, recall_floor, progress)
     log.info("action=index mode=%s total=%d", device, build.vectors.total)
     if build.vectors.total < flat_below:
-        index, facts = build.flat()
+        index, probed, facts = build.flat()
     else:
-        index, facts = (previous and build.updated(Path(previous))) or build.anew()
-    about = About(build.vectors.model, facts["trained_on"], nlist, facts["note"])
+        index, probed, facts = (previous and build.updated(Path(previous))) or build.anew()
+    about = About(build.vectors.model, facts["trained_on"], nlist, facts["note"], probed)
     with made_whole(Path(out)) as temp:
         faiss.write_index(index, str(temp))
         about.append_to(temp)
@@ -98,24 +106,27 @@ def build_index(
 
 SAID = ("type", "nlist", "nprobe", "recall")
 
+Made = tuple[Any, Probed, dict[str, Any]]
+
 
 @dataclass
 class _Build:
     vectors: Vectors
     nlist: int
     assigner: clusters.Assigner
+    told: bool
     recall_floor: float
     progress: Progress
 
-    def flat(self) -> tuple[Any, dict[str, Any]]:
+    def flat(self) -> Made:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(max(1, self.vectors.dim)))
         failpoint("catalog.during_ann_build")
         for ids, matrix in self.vectors.blocks():
             index.add_with_ids(matrix, ids)
             self.progress(index.ntotal / self.vectors.total)
-        return index, _facts(FLAT, 0, 0, 1.0, 0, added=self.vectors.total)
+        return index, Probed(), _facts(FLAT, 0, 0, 1.0, 0, added=self.vectors.total)
 
-    def anew(self) -> tuple[Any, dict[str, Any]]:
+    def anew(self) -> Made:
         ids = self.vectors.ids()
         nlist, note = self._lists()
         chosen = ids[sample(ids, nlist * POINTS, TRAINING_SEED)]
@@ -137,9 +148,10 @@ class _Build:
                 f"the index finds {measured:.3f} of the {NEIGHBOURS} nearest, and {self.recall_floor:g} is asked, with "
                 f"{nprobe} of its {nlist} lists looked into: ask for fewer lists (nlist), or for none (flat_below)"
             )
-        return index, _facts(LISTS, nlist, nprobe, measured, len(ids), added=len(ids), note=note)
+        facts = _facts(LISTS, nlist, nprobe, measured, len(ids), added=len(ids), note=note)
+        return index, Probed.of(exact), facts
 
-    def updated(self, previous: Path) -> tuple[Any, dict[str, Any]] | None:
+    def updated(self, previous: Path) -> Made | None:
         """None where the index before does not fit any more, or never did."""
         try:
             about, index = About.of(previous), load_index(previous)
@@ -148,17 +160,21 @@ class _Build:
             return None
         if not self._fits(about, index):
             return None
-        exact = probe(self.vectors, self.vectors.ids())
-        changes = self._compare(contents(index), exact)
+        held, ids = contents(index), self.vectors.ids()
+        changes = (self._as_told(held, ids) if self.told else None) or self._compared(held)
         if len(changes.ids) + len(changes.gone) > self.vectors.total // 2:
             return None
         failpoint("catalog.during_ann_build")
+        exact = probe(self.vectors, ids)
+        known = _known(about.probed, exact, changes)
         self._apply(index, changes)
+        exact.found[~known] = _everywhere(index, exact.asked[~known], exact.own[~known])
         nprobe, measured = _probes(index, exact)
         if measured < self.recall_floor:
             return None
         counts = {"added": len(changes.ids), "removed": len(changes.gone)}
-        return index, _facts(LISTS, index.nlist, nprobe, measured, about.trained_on, **counts, note=about.note)
+        facts = _facts(LISTS, index.nlist, nprobe, measured, about.trained_on, **counts, note=about.note)
+        return index, Probed.of(exact), facts
 
     def _fits(self, about: About, index: Any) -> bool:
         if not is_lists(index) or (about.model, index.d) != (self.vectors.model, self.vectors.dim):
@@ -176,20 +192,33 @@ class _Build:
         log.warning("action=index note=%s", note)
         return most, note
 
-    def _compare(self, old: Contents, exact: Exact) -> _Changes:
-        still = np.zeros(len(old.ids), dtype=bool)
+    def _as_told(self, held: Contents, ids: Ids) -> _Changes | None:
+        """What the merge wrote down of itself. None where that does not lead from what the index holds to what the
+        database has: by the ids, all of them, and by the vectors of a sample."""
+        what = self.vectors.changes()
+        fresh = np.sort(np.concatenate([what["new"], what["changed"]]))
+        goes = np.isin(held.ids, np.concatenate([what["changed"], what["removed"]]))
+        kept = held.ids[~goes]
+        if not np.array_equal(np.sort(np.concatenate([kept, fresh]), kind="stable"), ids):
+            return None
+        rows = np.searchsorted(held.ids, kept[sample(kept, PROBED, PROBE_SEED)])
+        if not np.array_equal(held.matrix(rows), self.vectors.some(held.ids[rows])):
+            return None
+        return _Changes(fresh, self.vectors.some(fresh), held.ids[goes], held.lists[goes])
+
+    def _compared(self, held: Contents) -> _Changes:
+        old, still = held.hashes(), np.zeros(len(held.ids), dtype=bool)
         new_ids, new_vectors = [np.zeros(0, dtype=np.int64)], [np.zeros((0, self.vectors.dim), dtype=np.float32)]
         seen = 0
         for ids, matrix in self.vectors.blocks():
-            place = np.minimum(np.searchsorted(old.ids, ids), len(old.ids) - 1)
-            same = (old.ids[place] == ids) & (old.hashes[place] == hashes(matrix))
+            place = np.minimum(np.searchsorted(held.ids, ids), len(held.ids) - 1)
+            same = (held.ids[place] == ids) & (old[place] == hashes(matrix))
             still[place[same]] = True
             new_ids.append(ids[~same])
             new_vectors.append(matrix[~same])
-            exact.see(ids, matrix)
             seen += len(ids)
             self.progress(0.8 * seen / self.vectors.total)
-        return _Changes(np.concatenate(new_ids), np.concatenate(new_vectors), old.ids[~still], old.lists[~still])
+        return _Changes(np.concatenate(new_ids), np.concatenate(new_vectors), held.ids[~still], held.lists[~still])
 
     def _apply(self, index: Any, changes: _Changes) -> None:
         centres = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
@@ -206,10 +235,35 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Changes:
+    """What is other is both: ``gone`` and new."""
+
     ids: Ids
     vectors: Matrix
     gone: Ids
     gone_from: NDArray[np.int64]
+
+
+def _known(probed: Probed, exact: Exact, changes: _Changes) -> NDArray[np.bool_]:
+    """Give `exact` what was measured before, and what is new to that; for which rows this is all.
+
+    It is where the vector is the same, and nobody is gone from those that were its nearest: then only what is new can
+    be nearer.
+    """
+    before = {number: place for place, number in enumerate(probed.ids)}
+    places = np.array([before.get(number, -1) for number in exact.own.tolist()])
+    known: NDArray[np.bool_] = (places >= 0) & (np.array(probed.hashes, dtype=np.uint64)[places] == hashes(exact.asked))
+    nearest = np.array(probed.keys, dtype=np.int64)[places]
+    known &= ~(np.isin(ID_MASK - (nearest & ID_MASK), changes.gone) & (nearest != NOBODY)).any(axis=1)
+    exact.found[known] = nearest[known]
+    if len(changes.ids):
+        exact.see(changes.ids, changes.vectors)
+    return known
+
+
+def _everywhere(index: Any, asked: Matrix, own: Ids) -> Ids:
+    """What a look into all lists finds: as exact as any."""
+    index.nprobe = index.nlist
+    return search_keys(index, asked, NEIGHBOURS, own)
 
 
 def _facts(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dailies.canonical import canonical_json
 from dailies.catalog.vectors import (
     NEIGHBOURS,
     NOBODY,
+    Exact,
     Hashes,
     Ids,
     Matrix,
@@ -32,8 +34,21 @@ FLAT, LISTS = "flat", "ivf-fp16"
 MORE = 4
 # So many found at once, where many are tied.
 FOUND_AT_ONCE = 20_000_000
-MARK, LONGEST_ABOUT = b"\ndailies index ", 4096
+MARK, LONGEST_ABOUT = b"\ndailies index ", 1 << 18
 PIECE = 16_384
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What exact search says of a few of the vectors: for each its id, its hash, and the keys of its nearest."""
+
+    ids: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+    keys: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, exact: Exact) -> Probed:
+        return cls(exact.own.tolist(), hashes(exact.asked).tolist(), exact.found.tolist())
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class About:
     trained_on: int
     asked: int
     note: str
+    probed: Probed
 
     def append_to(self, path: Path) -> None:
         with path.open("ab") as file:
@@ -57,8 +73,9 @@ class About:
             file.seek(max(0, path.stat().st_size - LONGEST_ABOUT))
             said = file.read().rpartition(MARK)[2]
         try:
-            return cls(**json.loads(said))
-        except (ValueError, TypeError):
+            told = json.loads(said)
+            return cls(**{**told, "probed": Probed(**told["probed"])})
+        except (ValueError, TypeError, KeyError):
             raise BadInput(f"{path} is no index of the catalogue, or a torn one: build it again") from None
 
 
@@ -80,13 +97,13 @@ def search(index: Any, asked: Matrix, count: int = NEIGHBOURS, own: Ids | None =
 
 def search_keys(index: Any, asked: Matrix, count: int, own: Ids | None = None) -> Ids:
     """Where more are tied than were asked for, an exact index is asked for more, until the smallest ids are sure to be
-    among them; with lists it is left at those that were found."""
+    among them; where lists are left out, it is left at those that were found."""
     if asked.shape[1] != index.d:
         raise BadInput(f"the index has {index.d} dimensions and the question {asked.shape[1]}: use the same embedder")
     asked = snapped(asked)
     wide = count + MORE
     found, tied = _ask(index, asked, wide, count, own)
-    while wide < index.ntotal and tied.any() and not is_lists(index):
+    while wide < index.ntotal and tied.any() and is_exhaustive(index):
         wide *= 8
         again = np.flatnonzero(tied)
         tied[:] = False
@@ -110,26 +127,57 @@ def is_lists(index: Any) -> bool:
     return isinstance(index, faiss.IndexIVF)
 
 
+def is_exhaustive(index: Any) -> bool:
+    return not is_lists(index) or index.nprobe >= index.nlist
+
+
 @dataclass(frozen=True)
 class Contents:
-    """What an index holds, by id: the hash of each vector, and its list; all are in list 0 of an exact one."""
+    """What an index holds, by id: in which list each vector is, and the how-manyth it is of all, one list after the
+    other. All are in list 0 of an exact one. Not to be kept beyond a change of the index."""
 
+    index: Any
     ids: Ids
-    hashes: Hashes
     lists: NDArray[np.int64]
+    places: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def hashes(self) -> Hashes:
+        pieces = [np.zeros(0, dtype=np.uint64)]
+        for number in range(len(self.starts)):
+            _, vectors = entries(self.index, number)
+            pieces += [hashes(vectors[at : at + PIECE]) for at in range(0, len(vectors), PIECE)]
+        return np.concatenate(pieces)[self.places]
+
+    def matrix(self, rows: NDArray[np.int64]) -> Matrix:
+        """Quickest where those of one list come together."""
+        found = np.empty((len(rows), self.index.d), dtype=np.float32)
+        lists = self.lists[rows]
+        order = np.argsort(lists, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(lists[order])) + 1) if len(rows) else ():
+            number = int(lists[some[0]])
+            found[some] = entries(self.index, number)[1][self.places[rows[some]] - self.starts[number]]
+        return found
+
+    def blocks(self) -> Iterator[tuple[Ids, Matrix]]:
+        """All of them, in the order in which they lie there."""
+        order = np.argsort(self.places, kind="stable")
+        for at in range(0, len(order), PIECE):
+            yield self.ids[order[at : at + PIECE]], self.matrix(order[at : at + PIECE])
 
 
 def contents(index: Any) -> Contents:
-    parts = [entries(index, number) for number in range(index.nlist)] if is_lists(index) else [_all(index)]
-    ids = np.concatenate([part for part, _ in parts])
-    lists = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
-    pieces = [hashes(vectors[at : at + PIECE]) for _, vectors in parts for at in range(0, len(vectors), PIECE)]
+    parts = [entries(index, number)[0] for number in range(index.nlist if is_lists(index) else 1)]
+    sizes = [len(part) for part in parts]
+    ids, lists = np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes)
     order = np.argsort(ids, kind="stable")
-    return Contents(ids[order], np.concatenate([np.zeros(0, np.uint64), *pieces])[order], lists[order])
+    return Contents(index, ids[order], lists[order], order, np.cumsum([0, *sizes[:-1]]))
 
 
-def entries(index: Any, number: int) -> tuple[Ids, NDArray[np.float16]]:
+def entries(index: Any, number: int) -> tuple[Ids, NDArray[np.floating]]:
     """A list as it lies in the index: not to be kept beyond a change of it."""
+    if not is_lists(index):
+        return _all(index)
     size = index.invlists.list_size(number)
     if not size:
         return np.zeros(0, dtype=np.int64), np.zeros((0, index.d), dtype="<f2")
@@ -138,9 +186,9 @@ def entries(index: Any, number: int) -> tuple[Ids, NDArray[np.float16]]:
     return ids, codes.view("<f2").reshape(size, index.d)
 
 
-def _all(index: Any) -> tuple[Ids, NDArray[np.float16]]:
+def _all(index: Any) -> tuple[Ids, Matrix]:
     if not index.ntotal:
-        return np.zeros(0, dtype=np.int64), np.zeros((0, index.d), dtype="<f2")
+        return np.zeros(0, dtype=np.int64), np.zeros((0, index.d), dtype=np.float32)
     flat: Any = faiss.downcast_index(index.index)
     vectors = faiss.rev_swig_ptr(flat.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
-    return np.asarray(faiss.vector_to_array(index.id_map)), vectors.astype("<f2")
+    return np.asarray(faiss.vector_to_array(index.id_map)), vectors

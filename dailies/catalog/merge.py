@@ -40,7 +40,7 @@ def merge(
 ) -> dict[str, Any]:
     """``max_removed`` is the share of the living videos that may get a tombstone: above it nothing is changed.
 
-    Which vectors came, changed or went stands in the table ``changed_embeddings``; the index finds that out by itself.
+    Which vectors came, changed or went stands in the table ``changed_embeddings``, for the index.
     """
     chosen = rule_set(rules)
     if not 0 <= max_removed <= 1:
@@ -63,6 +63,8 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         raise BadInput(f"{path} is read-only, as a finished generation is: copy it, and write to the copy")
     database = connect(path, "production", write=True)
     database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    # What a power cut may spoil is a generation that is not finished, and is made again; it is synced when it is.
+    database.execute("PRAGMA synchronous = OFF")
     return database
 
 

@@ -1,12 +1,12 @@
 """For each video the nearest others, best first, ties by id; itself and what was removed are in no list.
 
-Beside its list each video keeps a hash of the vector that the list was made for. So the next generation knows by itself
-what is new, changed or gone, and searches only for that, and for those that listed what has changed or gone; the others
-may *gain* what is new. Where the search is exact, so is this: the file equals, byte for byte, one computed anew. With
-lists an old video gains a new one if it is among the `BREADTH` nearest that the new one's own search finds; what is
-missed by that is measured, and too much of it means computing anew. With lists each video also has `RESERVE` more than
-are asked for: one that goes is in the lists of some twenty others, and they would all have to search for one to take
-its place.
+The vectors are those of the index, which holds them exactly. Beside its list each video keeps a hash of the vector that
+the list was made for. So the next generation knows by itself what is new, changed or gone, and searches only for that,
+and for those that listed what has changed or gone; the others may *gain* what is new. Where the search is exact, so is
+this: the file equals, byte for byte, one computed anew. With lists an old video gains a new one if it is among the
+`BREADTH` nearest that the new one's own search finds; what is missed by that is measured, and too much of it means
+computing anew. With lists each video also has `RESERVE` more than are asked for: one that goes is in the lists of some
+twenty others, and they would all have to search for one to take its place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dailies.canonical import digest
-from dailies.catalog.index_file import contents, is_lists, load_index, search_keys
+from dailies.catalog.index_file import About, Contents, Probed, contents, is_lists, load_index, search_keys
 from dailies.catalog.similar_file import Similar, read_similar, write_similar
 from dailies.catalog.vectors import (
     ID_MASK,
@@ -34,14 +34,11 @@ from dailies.catalog.vectors import (
     Hashes,
     Ids,
     Matrix,
-    Vectors,
     best,
-    hashes,
     keys,
     recall,
     sample,
     unkeyed,
-    vectors_of,
 )
 from dailies.errors import BadInput
 from dailies.failpoints import failpoint
@@ -60,7 +57,6 @@ Rows = NDArray[np.int64]
 
 
 def find_neighbours(
-    db: str | Path,
     index: str | Path,
     out: str | Path,
     k: int = NEIGHBOURS,
@@ -70,71 +66,58 @@ def find_neighbours(
     batch: int = BATCH,
     breadth: int = BREADTH,
 ) -> dict[str, Any]:
-    """`previous` is the similar.db of the generation before."""
+    """Of what `index` holds. `previous` is the similar.db of the generation before."""
     if k < 1:
         raise BadInput(f"{k} neighbours were asked for: ask for one or more")
-    vectors = vectors_of(Path(db))
-    work = _Work(_catalogue(vectors, load_index(Path(index))), k, batch, breadth, progress)
-    facts = {"centres": work.all.centres, "dim": vectors.dim, "k": k, "model": vectors.model, "width": work.width}
+    about = About.of(Path(index))
+    work = _Work(_catalogue(load_index(Path(index)), about.probed), k, batch, breadth, progress)
+    dim, total = work.all.index.d, len(work.all.ids)
+    facts = {"centres": work.all.centres, "dim": dim, "k": k, "model": about.model, "width": work.width}
     old = read_similar(Path(previous), facts) if previous is not None else None
     found = (old and work.updated(old)) or work.anew()
     write_similar(Path(out), facts, Similar(work.all.ids, work.all.hashes, found.lists))
     progress(1.0)
-    log.info("action=similar total=%d searched=%d gained=%d", vectors.total, found.searched, found.gained)
+    log.info("action=similar total=%d searched=%d gained=%d", total, found.searched, found.gained)
     return {
         "exact": not is_lists(work.all.index),
         "gained": found.gained,
         "k": k,
         "recall": round(found.recall, 4),
         "searched": found.searched,
-        "total": vectors.total,
+        "total": total,
         "updated": found.updated,
     }
 
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """All vectors in the order of their ids, in the two bytes that each number needs."""
+    """`index` is what is asked, and `held` what the file holds."""
 
     index: Any
-    ids: Ids
+    held: Contents
     hashes: Hashes
-    lists: Rows
-    halves: NDArray[np.float16]
     centres: str
+    probed: Probed
 
-    def matrix(self, rows: Rows | slice) -> Matrix:
-        return self.halves[rows].astype(np.float32)
+    @property
+    def ids(self) -> Ids:
+        return self.held.ids
 
-    def blocks(self) -> Iterator[tuple[Ids, Matrix]]:
-        for at in range(0, len(self.ids), PIECE):
-            yield self.ids[at : at + PIECE], self.matrix(slice(at, at + PIECE))
+    def matrix(self, rows: Rows) -> Matrix:
+        return self.held.matrix(rows)
 
     def rows(self, ids: Ids) -> Rows:
         return np.searchsorted(self.ids, ids)
 
 
-def _catalogue(vectors: Vectors, index: Any) -> _Catalogue:
-    ids = np.empty(vectors.total, dtype=np.int64)
-    hashed, halves = np.empty(vectors.total, dtype=np.uint64), np.empty((vectors.total, vectors.dim), dtype=np.float16)
-    at = 0
-    for some, matrix in vectors.blocks():
-        here = slice(at, at + len(some))
-        ids[here], hashed[here], halves[here] = some, hashes(matrix), matrix
-        at += len(some)
+def _catalogue(index: Any, probed: Probed) -> _Catalogue:
     held = contents(index)
-    if not (np.array_equal(held.ids, ids) and np.array_equal(held.hashes, hashed)):
-        raise BadInput(f"the index does not hold the vectors of {vectors.db}: build it again")
+    asked = index
     if is_lists(index) and index.nprobe * EXACT_FASTER >= index.nlist:
-        index = _exact_index(ids, halves)
-    return _Catalogue(index, ids, hashed, held.lists, halves, _centres(index))
-
-
-def _exact_index(ids: Ids, halves: NDArray[np.float16]) -> Any:
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(halves.shape[1]))
-    for at in range(0, len(ids), PIECE):
-        index.add_with_ids(halves[at : at + PIECE].astype(np.float32), ids[at : at + PIECE])
-    return index
+        asked = faiss.IndexIDMap2(faiss.IndexFlatIP(index.d))
+        for ids, matrix in held.blocks():
+            asked.add_with_ids(matrix, ids)
+    return _Catalogue(asked, held, held.hashes(), _centres(asked), probed)
 
 
 def _centres(index: Any) -> str:
@@ -184,10 +167,10 @@ class _Work:
         fresh[place[same]] = False
         known = self._known(lists)
         lost = _strike(lists, old.ids[~same])
-        if int(fresh.sum() + (_lengths(lists)[lost] < self.k).sum()) > len(now.ids) // 2:
+        if int(fresh.sum()) + len(self._short(lists, lost)) > len(now.ids) // 2:
             return None
         gained = self._offered(lists, np.flatnonzero(fresh), known)
-        short = lost[_lengths(lists)[lost] < self.k]
+        short = self._short(lists, lost)
         for rows, found in self._searched(short, self.width):
             lists[rows] = found
         measured = self._recall(lists)
@@ -196,11 +179,19 @@ class _Work:
             return None
         return _Found(lists, int(fresh.sum()) + len(short), gained, measured, True)
 
+    def _short(self, lists: Ids, rows: Rows) -> Rows:
+        """Those of them that have fewer than are asked for."""
+        lacking: NDArray[np.bool_] = lists[rows, self.k - 1] == NOBODY
+        return rows[lacking]
+
     def _known(self, lists: Ids) -> Ids:
         """The least key for which a list is known to miss nobody: its last. An exact list that is not full has all
         there are. Before anybody is struck off: what is left then is whole down to the same key."""
-        last = np.where(lists == NOBODY, np.iinfo(np.int64).max, lists).min(axis=1)
-        return last if is_lists(self.all.index) else np.where(lists[:, -1] == NOBODY, NOBODY, last)
+        last = lists[:, -1].copy()
+        if is_lists(self.all.index):
+            short = np.flatnonzero(last == NOBODY)
+            last[short] = np.where(lists[short] == NOBODY, np.iinfo(np.int64).max, lists[short]).min(axis=1)
+        return last
 
     def _offered(self, lists: Ids, fresh: Rows, known: Ids) -> int:
         """The new ones search, and offer themselves to the others."""
@@ -215,7 +206,7 @@ class _Work:
 
     def _searched(self, rows: Rows, count: int) -> Iterator[tuple[Rows, Ids]]:
         """In the order of the lists: those that look into the same ones find them in the processor's cache."""
-        rows = rows[np.argsort(self.all.lists[rows], kind="stable")]
+        rows = rows[np.argsort(self.all.held.lists[rows], kind="stable")]
         for at in range(0, len(rows), self.batch):
             some = rows[at : at + self.batch]
             yield some, search_keys(self.all.index, self.all.matrix(some), count, self.all.ids[some])
@@ -237,43 +228,45 @@ class _Work:
         for some in np.array_split(rows, -(-len(rows) // OFFERED)):
             asked = self.all.matrix(some)
             for at in range(0, len(last), PIECE):
-                here = slice(at, at + PIECE)
+                here = np.arange(at, min(at + PIECE, len(last)))
                 by, to = np.nonzero((scores := asked @ self.all.matrix(here).T) >= least[here])
                 keyed = keys(scores[by, to], self.all.ids[some[by]])
-                wanted = keyed > last[here][to]
-                yield to[wanted] + at, keyed[wanted]
+                wanted = keyed > last[here[to]]
+                yield here[to[wanted]], keyed[wanted]
 
     def _recall(self, lists: Ids) -> float:
         if not is_lists(self.all.index):
             return 1.0
+        if self.k <= NEIGHBOURS:  # the index has measured with the same ones
+            rows, found = self.all.rows(np.array(self.all.probed.ids)), np.array(self.all.probed.keys)[:, : self.k]
+            return recall(lists[rows, : self.k], found)
         rows = sample(self.all.ids, PROBED, PROBE_SEED)
         exact = Exact(self.all.matrix(rows), self.all.ids[rows], self.k)
-        for ids, matrix in self.all.blocks():
+        for ids, matrix in self.all.held.blocks():
             exact.see(ids, matrix)
         return recall(lists[rows, : self.k], exact.found)
 
 
-def _lengths(lists: Ids) -> Rows:
-    return np.asarray((lists != NOBODY).sum(axis=1), dtype=np.int64)
-
-
 def _strike(lists: Ids, gone: Ids) -> Rows:
     """Take them out of all lists; the rows that lost somebody."""
-    places = np.isin(lists & ID_MASK, ID_MASK - gone) & (lists != NOBODY)
-    rows = np.flatnonzero(places.any(axis=1))
-    lists[rows] = best(np.where(places[rows], NOBODY, lists[rows]), lists.shape[1])
-    return rows
+    lost = [np.zeros(0, dtype=np.int64)]
+    for at in range(0, len(lists), PIECE):  # such a piece stays in the processor's cache
+        piece = lists[at : at + PIECE]
+        struck = np.isin(piece & ID_MASK, ID_MASK - gone) & (piece != NOBODY)
+        rows = np.flatnonzero(struck.any(axis=1))
+        piece[rows] = best(np.where(struck[rows], NOBODY, piece[rows]), piece.shape[1])
+        lost.append(rows + at)
+    return np.concatenate(lost)
 
 
 def _gain(lists: Ids, to: Rows, keyed: Ids, k: int) -> int:
     """Put each key into the list of its row; says how many lists became others, as far as they are shown."""
-    rows, at = np.unique(to, return_inverse=True)
-    count = lists.shape[1]
-    of = np.concatenate([np.repeat(np.arange(len(rows)), count), at])
-    every = np.concatenate([lists[rows].ravel(), keyed])
-    order = np.lexsort((~every, of))  # turned round without overflow: the least has no negative
-    of, every = of[order], every[order]
-    rank = np.arange(len(of)) - np.searchsorted(of, np.arange(len(rows)))[of]
+    order = np.lexsort((~keyed, to))  # turned round without overflow: the least has no negative
+    rows, starts, counts = np.unique(to[order], return_index=True, return_counts=True)
+    width, rank = lists.shape[1], np.arange(len(order)) - np.repeat(starts, counts)
+    offered = np.full((len(rows), min(width, counts.max(initial=0))), NOBODY, dtype=np.int64)
+    taken = rank < width
+    offered[np.repeat(np.arange(len(rows)), counts)[taken], rank[taken]] = keyed[order][taken]
     before = lists[rows, :k]
-    lists[rows] = every[rank < count].reshape(len(rows), count)
+    lists[rows] = best(np.concatenate([lists[rows], offered], axis=1), width)
     return int((lists[rows, :k] != before).any(axis=1).sum())

@@ -14,9 +14,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from dailies.catalog.schema import connect, refusals
+from dailies.catalog.similar_file import listed, neighbours_of
 from dailies.errors import BadInput, Damaged, Missing, Transient
 from dailies.ledger.interface import Ledger
 
@@ -73,11 +72,7 @@ class Catalog:
 
     def neighbours(self, number: int) -> list[tuple[int, float]]:
         """The videos that are most like this one, best first, with their scores; none for a video without a vector."""
-        row = self.similar.execute("SELECT neighbours, scores FROM similar WHERE id = ?", (number,)).fetchone()
-        if row is None:
-            return []
-        ids, scores = np.frombuffer(row[0], dtype="<i8"), np.frombuffer(row[1], dtype="<f4")
-        return list(zip(ids.tolist(), scores.tolist(), strict=True))
+        return neighbours_of(self.similar, number)
 
     def close(self) -> None:
         self._held.close()
@@ -137,11 +132,11 @@ def agree(folder: Path, meta: Mapping[str, Any]) -> None:
     other videos, and says nothing about it."""
     dim, vectors = index_header(folder / INDEX)
     with closing(open_similar(folder / SIMILAR)) as similar, refusals(folder / SIMILAR):
-        listed = similar.execute("SELECT count(*) FROM similar").fetchone()[0]
+        lists = listed(similar)
     accounts = {
         CATALOG: contents(folder),
         INDEX: {"total": vectors, "dim": dim},
-        SIMILAR: {"total": listed},
+        SIMILAR: {"total": lists},
         "what the index told of itself": meta.get("index", {}),
     }
     for what, said in accounts.items():

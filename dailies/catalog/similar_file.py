@@ -1,5 +1,8 @@
-"""The file of neighbours: one row for each video, always written whole and in the order of the ids, so that the same
-lists are the same bytes, however they came about."""
+"""The file of neighbours: always written whole and in the order of the ids, so that the same lists are the same bytes,
+however they came about.
+
+A row holds `AT_ONCE` videos, for a million rows of their own would take longer to write than their lists to find.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,21 @@ from typing import Any
 import numpy as np
 
 from dailies.catalog.schema import refusals
-from dailies.catalog.vectors import NOBODY, Hashes, Ids, keys, made_whole, unkeyed
+from dailies.catalog.vectors import Hashes, Ids, made_whole, unkeyed
 
 SCHEMA = """
-    PRAGMA page_size = 4096;
+    PRAGMA page_size = 16384;
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
     CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-    -- Little-endian int64 and float32, best first. `vector` is a hash of the vector that the list was made for.
-    -- `reserve` goes on where `neighbours` end, as keys (see vectors.py): for the next update, and for no reader.
+    -- `first` is the first of the `ids`. For each of them: a hash of the vector that its list was made for, and the
+    -- list, as wide as meta has it: keys (see vectors.py), best first. The first `k` are for readers, what is behind
+    -- them for the next update. All are 64 bits, little-endian.
     CREATE TABLE similar (
-        id INTEGER PRIMARY KEY, neighbours BLOB NOT NULL, scores BLOB NOT NULL, vector INTEGER NOT NULL,
-        reserve BLOB NOT NULL
+        first INTEGER PRIMARY KEY, ids BLOB NOT NULL, vectors BLOB NOT NULL, lists BLOB NOT NULL
     ) STRICT;
 """
-AT_ONCE = 16_384
-NOTHING = NOBODY.to_bytes(8, "little", signed=True)
+AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,15 @@ def write_similar(out: Path, facts: Mapping[str, Any], similar: Similar) -> None
         database.executescript(SCHEMA)
         database.execute("BEGIN")
         database.executemany("INSERT INTO meta VALUES (?, ?)", told)
-        database.executemany("INSERT INTO similar VALUES (?, ?, ?, ?, ?)", _rows(similar, int(facts["k"])))
+        database.executemany("INSERT INTO similar VALUES (?, ?, ?, ?)", _rows(similar))
         database.execute("COMMIT")
+
+
+def _rows(similar: Similar) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+    for at in range(0, len(similar.ids), AT_ONCE):
+        here = slice(at, at + AT_ONCE)
+        ids, hashed, lists = similar.ids[here], similar.hashes[here], similar.lists[here]
+        yield int(ids[0]), ids.astype("<i8").tobytes(), hashed.astype("<u8").tobytes(), lists.astype("<i8").tobytes()
 
 
 def read_similar(path: Path, facts: Mapping[str, Any]) -> Similar | None:
@@ -58,43 +67,30 @@ def read_similar(path: Path, facts: Mapping[str, Any]) -> Similar | None:
         told = dict(database.execute("SELECT key, value FROM meta"))
         if any(told.get(key) != str(value) for key, value in facts.items()):
             return None
-        count, width = int(facts["k"]), int(facts["width"])
-        similar = Similar(
-            np.empty(int(told["total"]), dtype=np.int64),
-            np.empty(int(told["total"]), dtype=np.uint64),
-            np.empty((int(told["total"]), width), dtype=np.int64),
-        )
-        rows = database.execute("SELECT id, neighbours, scores, vector, reserve FROM similar ORDER BY id")
-        at = 0
-        while batch := rows.fetchmany(AT_ONCE):
-            here = slice(at, at + len(batch))
-            similar.ids[here] = [row[0] for row in batch]
-            similar.hashes[here] = np.array([row[3] for row in batch], dtype=np.int64).view(np.uint64)
-            ids = np.frombuffer(b"".join(row[1].ljust(8 * count, b"\xff") for row in batch), dtype="<i8")
-            scores = np.frombuffer(b"".join(row[2].ljust(4 * count, b"\0") for row in batch), dtype="<f4")
-            similar.lists[here, :count] = keys(scores.reshape(-1, count), ids.reshape(-1, count))
-            more = b"".join(row[4] + NOTHING * (width - count - len(row[4]) // 8) for row in batch)
-            similar.lists[here, count:] = np.frombuffer(more, dtype="<i8").reshape(len(batch), width - count)
-            at += len(batch)
-    return similar
+        rows = database.execute("SELECT ids, vectors, lists FROM similar ORDER BY first").fetchall()
+    ids, hashed, lists = (b"".join(row[column] for row in rows) for column in range(3))
+    return Similar(
+        np.frombuffer(ids, dtype="<i8"),
+        np.frombuffer(hashed, dtype="<u8"),
+        np.frombuffer(lists, dtype="<i8").reshape(-1, int(told["width"])),
+    )
 
 
-def _rows(similar: Similar, count: int) -> Iterator[tuple[int, bytes, bytes, int, bytes]]:
-    for at in range(0, len(similar.ids), AT_ONCE):
-        here = slice(at, at + AT_ONCE)
-        ids, scores = unkeyed(similar.lists[here, :count])
-        lengths = (ids >= 0).sum(axis=1).tolist()
-        some = ids.astype("<i8").tobytes(), scores.astype("<f4").tobytes()
-        more = similar.lists[here, count:].astype("<i8")
-        left, size = (more != NOBODY).sum(axis=1).tolist(), 8 * more.shape[1]
-        numbers, hashed = similar.ids[here].tolist(), similar.hashes[here].view(np.int64).tolist()
-        reserve = more.tobytes()
-        for row, (number, length, vector, kept) in enumerate(zip(numbers, lengths, hashed, left, strict=True)):
-            first = row * count
-            yield (
-                number,
-                some[0][8 * first : 8 * (first + length)],
-                some[1][4 * first : 4 * (first + length)],
-                vector,
-                reserve[size * row : size * row + 8 * kept],
-            )
+def neighbours_of(database: sqlite3.Connection, number: int) -> list[tuple[int, float]]:
+    """Ids and scores, best first; none for a video that has no list."""
+    found = database.execute(
+        "SELECT ids, lists FROM similar WHERE first <= ? ORDER BY first DESC LIMIT 1", (number,)
+    ).fetchone()
+    row = np.flatnonzero(np.frombuffer(found[0] if found else b"", dtype="<i8") == number)
+    if found is None or not len(row):
+        return []
+    ((count,),) = database.execute("SELECT value FROM meta WHERE key = 'k'")
+    keyed = np.frombuffer(found[1], dtype="<i8").reshape(len(found[0]) // 8, -1)[row[0], : int(count)]
+    ids, scores = unkeyed(keyed)
+    return [(number, score) for number, score in zip(ids.tolist(), scores.tolist(), strict=True) if number >= 0]
+
+
+def listed(database: sqlite3.Connection) -> int:
+    """How many videos have a list, be it an empty one."""
+    found: int = database.execute("SELECT ifnull(sum(length(ids)), 0) / 8 FROM similar").fetchone()[0]
+    return found

@@ -21,13 +21,13 @@ from dailies.catalog.clusters import assigner
 from dailies.catalog.crawl_options import Crawl
 from dailies.catalog.embed import build_embeddings
 from dailies.catalog.embedders import DEFAULT, embedder
-from dailies.catalog.generation import clone, complete, name_of, prepare, publish, sweep
+from dailies.catalog.generation import check_catalog, clone, complete, name_of, prepare, publish, sweep
 from dailies.catalog.hosts import read_whitelist
 from dailies.catalog.index import build_index
 from dailies.catalog.merge import merge
 from dailies.catalog.neighbours import find_neighbours
 from dailies.catalog.rank import rank
-from dailies.catalog.reader import CATALOG, INDEX, SIMILAR
+from dailies.catalog.reader import CATALOG, FILES, INDEX, SIMILAR
 from dailies.catalog.schema import connect
 from dailies.catalog.service import service
 from dailies.catalog.staging import begin_staging, staging_digest
@@ -156,21 +156,23 @@ def merged(update: Update, progress: Progress) -> Facts:
         prepare(update.prod, update.name, update.base or None)
         return merge(update.staging, update.folder / CATALOG, update.rules, update.max_removed, progress)
 
-    what = (update.base, staging_digest(update.staging), update.model, update.rules, update.max_removed)
+    what = (update.base, staging_digest(update.staging), update.model, update.rules, update.max_removed, update.as_of)
     return made(update, CATALOG, list(what), make)
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
-    """A copy that was ranked before, at the same moment, stays as it is to the byte."""
-    facts = rank(update.folder / CATALOG, update.as_of, progress)
-    note(update, CATALOG, {**note_of(update, CATALOG), "sha256": file_digest(update.folder / CATALOG)})
-    return facts
+    """With it the database is finished; only from here on may a later attempt take it over."""
+    found = note_of(update, CATALOG)
+    if "sha256" not in found:
+        found["ranked"] = rank(update.folder / CATALOG, update.as_of, progress)
+        note(update, CATALOG, {**found, "sha256": check_catalog(update.folder / CATALOG)})
+    return dict(found["ranked"])
 
 
 def index(update: Update, progress: Progress) -> Facts:
     def make() -> Facts:
         files = update.folder / CATALOG, update.folder / INDEX
-        return build_index(*files, update.nlist, update.device, before(update, INDEX), progress)
+        return build_index(*files, update.nlist, update.device, before(update, INDEX), progress, told=True)
 
     what = (sha256_of(update, CATALOG), update.base, update.nlist, update.device)
     return made(update, INDEX, list(what), make)
@@ -180,10 +182,10 @@ def similar(update: Update, progress: Progress) -> Facts:
     failpoint("catalog.after_merge_before_similarity")
 
     def make() -> Facts:
-        files = update.folder / CATALOG, update.folder / INDEX, update.folder / SIMILAR
+        files = update.folder / INDEX, update.folder / SIMILAR
         return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
 
-    what = (sha256_of(update, CATALOG), sha256_of(update, INDEX), update.base, update.neighbours)
+    what = (sha256_of(update, INDEX), update.base, update.neighbours)
     return made(update, SIMILAR, list(what), make)
 
 
@@ -207,7 +209,8 @@ def completed(update: Update, progress: Progress) -> Facts:
         "staging_digest": note_of(update, CATALOG)["facts"]["staging_digest"],
         "total": about["total"],
     }
-    return {"digest": complete(update.folder, meta), "total": about["total"]}
+    finished = {file: sha256_of(update, file) for file in FILES}
+    return {"digest": complete(update.folder, meta, finished), "total": about["total"]}
 
 
 STAGES: Mapping[str, Callable[[Update, Progress], Facts]] = {
@@ -279,19 +282,22 @@ NOTES = "made"
 def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts]) -> Facts:
     """``file`` of this attempt's own folder: taken over from an attempt that died after it had made it, or made now.
 
-    Taken over is a copy, and never the file itself: who is only frozen may still write to his.
+    Taken over is a copy, and never the file itself: who is only frozen may still write to his. Only what is finished
+    is, and bears its digest: the database has yet to be ranked.
     """
     key = digest(asked)
     if note_of(update, file).get("key") != key and not take_over(update, file, key):
-        facts = make()
-        note(update, file, {"key": key, "facts": facts, "sha256": file_digest(update.folder / file)})
+        found: Facts = {"key": key, "facts": make()}
+        if file != CATALOG:
+            found["sha256"] = file_digest(update.folder / file)
+        note(update, file, found)
     return dict(note_of(update, file)["facts"])
 
 
 def take_over(update: Update, file: str, key: str) -> bool:
     for path in sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True):
         theirs = json.loads(path.read_bytes())
-        if theirs["key"] != key:
+        if theirs["key"] != key or "sha256" not in theirs:
             continue
         update.folder.mkdir(exist_ok=True)
         try:

@@ -71,10 +71,17 @@ class Vectors:
                 yield ids, self._matrix(batch)
 
     def ids(self) -> Ids:
+        with closing(connect(self.db, "production")) as database:  # without an order: so it reads the smallest index
+            return np.sort(np.array([row[0] for row in database.execute("SELECT id FROM video_embeddings")], np.int64))
+
+    def changes(self) -> dict[str, Ids]:
+        """The ids of those that the merge says are ``new``, ``changed`` or ``removed``."""
         with closing(connect(self.db, "production")) as database:
-            return np.array(
-                [row[0] for row in database.execute("SELECT id FROM video_embeddings ORDER BY id")], np.int64
-            )
+            rows = database.execute("SELECT id, what FROM changed_embeddings ORDER BY id").fetchall()
+        return {
+            what: np.array([number for number, this in rows if this == what], dtype=np.int64)
+            for what in ("new", "changed", "removed")
+        }
 
     def some(self, ids: Ids) -> Matrix:
         """Rows in the order of `ids`, which ascend."""
@@ -126,10 +133,8 @@ def vector(database: sqlite3.Connection, video: int) -> Matrix | None:
 
 def hashes(matrix: NDArray[np.floating]) -> Hashes:
     """64 bits for each row: whether a vector is still the one that it was."""
-    halves = matrix.astype("<f2").view("<u2")
-    padded = np.zeros((len(halves), -(-halves.shape[1] // 4) * 4), dtype="<u2")
-    padded[:, : halves.shape[1]] = halves
-    words = padded.view("<u8").astype(np.uint64)
+    halves = matrix.astype("<f2", copy=False).view("<u2")
+    words = np.pad(halves, ((0, 0), (0, -halves.shape[1] % 4))).view("<u8").astype(np.uint64)
     return scattered((scattered(words) * odd_numbers(words.shape[1])).sum(axis=1, dtype=np.uint64))
 
 
@@ -189,9 +194,19 @@ class Exact:
         self.found = np.full((len(asked), count), NOBODY, dtype=np.int64)
 
     def see(self, ids: Ids, matrix: Matrix) -> None:
-        scores, places = faiss.knn(self.asked, matrix, min(self.count + 1, len(ids)), metric=faiss.METRIC_INNER_PRODUCT)
-        keyed = without(keys(scores, ids[places]), self.own)
-        self.found = best(np.concatenate([self.found, keyed], axis=1), self.count)
+        """Where more are tied than were asked for, the smallest ids among them are looked for."""
+        wide = min(self.count + 1, len(ids))
+        scores, places = faiss.knn(self.asked, matrix, wide, metric=faiss.METRIC_INNER_PRODUCT)
+        before = self.found.copy()
+        self._take(slice(None), before, keys(scores, ids[places]))
+        last = unkeyed(self.found[:, -1])[1]
+        for row in np.flatnonzero(scores[:, -1] >= last) if wide < len(ids) else ():
+            scores_of_all = (matrix @ self.asked[row])[None]
+            self._take(slice(row, row + 1), before[row : row + 1], keys(scores_of_all, ids[None]))
+
+    def _take(self, rows: slice, before: Ids, keyed: Ids) -> None:
+        keyed = without(keyed, self.own[rows])
+        self.found[rows] = best(np.concatenate([before, keyed], axis=1), self.count)
 
 
 def probe(vectors: Vectors, ids: Ids, count: int = NEIGHBOURS) -> Exact:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dailies.catalog import crawl_stage, polite
@@ -98,11 +99,20 @@ def ranks_at_another_moment(patch: Patch) -> None:
 
 def lists_the_worst_first(update: Update, facts: Facts) -> Facts:
     """As candidates come that nobody ranked again."""
-    with writing(update.folder / "similar.db") as database:
-        number, blob = database.execute("SELECT id, neighbours FROM similar ORDER BY id LIMIT 1").fetchone()
-        turned = b"".join(blob[at : at + 8] for at in range(len(blob) - 8, -1, -8))
-        database.execute("UPDATE similar SET neighbours = ? WHERE id = ?", (turned, number))
+    with relisted(update.folder / "similar.db") as (_, lists):
+        lists[0] = lists[0, ::-1].copy()
     return facts
+
+
+@contextmanager
+def relisted(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The first 64 ids of similar.db and their lists, to be changed."""
+    with writing(path) as database:
+        first, *blobs = database.execute("SELECT first, ids, lists FROM similar ORDER BY first LIMIT 1").fetchone()
+        ids, lists = (np.frombuffer(blob, "<i8").copy() for blob in blobs)
+        yield ids, lists.reshape(len(ids), -1)
+        new = ids.tobytes(), lists.tobytes(), first
+        database.execute("UPDATE similar SET ids = ?, lists = ? WHERE first = ?", new)
 
 
 def leaves_a_file(update: Update, facts: Facts) -> Facts:

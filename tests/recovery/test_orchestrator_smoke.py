@@ -135,10 +135,12 @@ def spoil_each(kept: Path, place: Path) -> None:
         shutil.copytree(kept / "main", place)
         made = Made(place, kept / "production" / "gen-000001" / "catalog.db")
         assert not check(made), name
-        (place / made.after / file).chmod(0o644)
-        with closing(sqlite3.connect(place / made.after / file)) as database, database:
-            for statement in spoiling.split(";"):
-                assert database.execute(statement).rowcount != 0, name
+        if callable(spoiling):
+            with broken_catalog.relisted(place / made.after / file) as lists:
+                spoiling(*lists)
+        else:
+            with broken_catalog.writing(place / made.after / file) as database:
+                assert all(database.execute(statement).rowcount != 0 for statement in spoiling.split(";")), name
         assert check(made), name
         shutil.rmtree(place)
 
@@ -167,7 +169,22 @@ def totals_differ(made: Made) -> bool:
 
 
 OLD_VIDEO = "SELECT min(id) FROM videos WHERE removed_at IS NULL"
-SPOILT: dict[str, tuple[str, str, Callable[[Made], Any]]] = {
+OF_ID, OF_SCORE = 2**39 - 1, -(2**39)  # in a key of similar.db
+
+
+def lists_of_another(ids: Any, lists: Any) -> None:
+    lists[4] = lists[-1]
+
+
+def of_a_removed_one(ids: Any, lists: Any) -> None:
+    ids[-1] += 1_000_000
+
+
+def scores_of_another(ids: Any, lists: Any) -> None:
+    lists[4] = (lists[4] & OF_ID) | (lists[-1] & OF_SCORE)
+
+
+SPOILT: dict[str, tuple[str, str | Callable[[Any, Any], None], Callable[[Made], Any]]] = {
     "a row lost": ("catalog.db", f"DELETE FROM videos WHERE id = ({OLD_VIDEO})", rows_of("videos")),
     "a row from nowhere": (
         "catalog.db",
@@ -218,17 +235,17 @@ SPOILT: dict[str, tuple[str, str, Callable[[Made], Any]]] = {
     ),
     "neighbours of somebody else": (
         "similar.db",
-        "UPDATE similar SET neighbours = (SELECT neighbours FROM similar ORDER BY id DESC LIMIT 1) WHERE id = 5",
+        lists_of_another,
         lambda made: checks.neighbour_faults(made.folder, 20, exact=True),
     ),
     "a removed video among them": (
         "similar.db",
-        "UPDATE similar SET id = id + 1000000 WHERE id = (SELECT max(id) FROM similar)",
+        of_a_removed_one,
         lambda made: checks.neighbour_faults(made.folder, 20, exact=True),
     ),
     "scores of somebody else": (
         "similar.db",
-        "UPDATE similar SET scores = (SELECT scores FROM similar ORDER BY id DESC LIMIT 1) WHERE id = 5",
+        scores_of_another,
         lambda made: checks.neighbour_faults(made.folder, 20, exact=True),
     ),
 }

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from dailies.catalog.generation import complete, name_of, prepare, publish
+from dailies.catalog.similar_file import Similar, write_similar
+from dailies.catalog.vectors import keys
 from dailies.ledger.records import Lease
 from dailies.ledger.sqlite import SqliteLedger
 from tests.unit.catalog.rows import DIM, T0, add, embedding, instance, video
@@ -31,13 +33,10 @@ def index(path: Path, total: int = 3, dim: int = DIM) -> None:
 
 
 def similar(path: Path, total: int = 3) -> None:
-    with closing(sqlite3.connect(path)) as db, db:
-        db.execute("PRAGMA synchronous = OFF")
-        db.execute("CREATE TABLE similar (id INTEGER PRIMARY KEY, neighbours BLOB, scores BLOB)")
-        for number in range(1, total + 1):
-            others = [n for n in range(1, total + 1) if n != number]
-            scores = np.array([1 / n for n in others], "<f4").tobytes()
-            db.execute("INSERT INTO similar VALUES (?, ?, ?)", (number, np.array(others, "<i8").tobytes(), scores))
+    ids = np.arange(1, total + 1)
+    others = np.array([[n for n in ids if n != number] for number in ids]).reshape(total, -1)
+    lists = keys((1 / 2**others).astype("f4"), others)
+    write_similar(path, {"k": total, "width": lists.shape[1]}, Similar(ids, ids.astype("u8"), lists))
 
 
 def fill(folder: Path, total: int = 3) -> None:
@@ -83,6 +82,19 @@ def spoil_pages(folder: Path) -> None:
     (folder / "catalog.db").write_bytes(data[:8192] + b"\x55" * (len(data) - 8192))
 
 
+def spoil_key(folder: Path) -> None:
+    """A key of a vector, in the index alone that the table of vectors has of its own."""
+    path = folder / "catalog.db"
+    with closing(sqlite3.connect(path)) as db:
+        where = "name = 'sqlite_autoindex_video_embeddings_1'"
+        (page,) = db.execute(f"SELECT rootpage FROM sqlite_master WHERE {where}").fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"v2", (page - 1) * size, page * size)
+    data[at : at + 2] = b"v9"
+    path.write_bytes(data)
+
+
 def spoil_index(folder: Path) -> None:
     """A video that one of the indexes of the table does not know: nothing but a check of both finds it."""
     path, name = folder / "catalog.db", "videos_popularity"
@@ -104,6 +116,7 @@ def spoil_parents(folder: Path) -> None:
 SPOILT: dict[str, tuple[Any, str]] = {
     "a damaged page": (spoil_pages, "damaged"),
     "a row that an index lacks": (spoil_index, "missing from index videos_popularity"),
+    "a key that a row has not": (spoil_key, "missing from index sqlite_autoindex_video_embeddings_1"),
     "rows without a parent": (spoil_parents, "3 rows without their parent"),
     "an index of more": (lambda f: index(f / "index.faiss", 4), "says total 3, and index.faiss says 4"),
     "an index of another dimension": (lambda f: index(f / "index.faiss", 3, 8), "says dim 4, and index.faiss says 8"),

@@ -32,14 +32,14 @@ except BadInput as error:
     print(error)
 """
 INDEX = "build_index(at / 'catalog.db', at / 'index.faiss')"
-SIMILAR = "find_neighbours(at / 'catalog.db', at / 'index.faiss', at / 'similar.db')"
+SIMILAR = "find_neighbours(at / 'index.faiss', at / 'similar.db')"
 
 
 @pytest.fixture
 def made(tmp_path) -> Path:
     production(tmp_path / "catalog.db", numbered(clustered(400)))
     build_index(tmp_path / "catalog.db", tmp_path / "index.faiss")
-    find_neighbours(tmp_path / "catalog.db", tmp_path / "index.faiss", tmp_path / "similar.db")
+    find_neighbours(tmp_path / "index.faiss", tmp_path / "similar.db")
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import faiss
@@ -11,11 +12,12 @@ import pytest
 
 from dailies import failpoints
 from dailies.canonical import file_digest
+from dailies.catalog import index
 from dailies.catalog.index import build_index, load_index, search
-from dailies.catalog.index_file import contents
-from dailies.catalog.vectors import snapped, vectors_of
+from dailies.catalog.index_file import About, contents
+from dailies.catalog.vectors import snapped, unkeyed, vectors_of
 from dailies.errors import BadInput, Injected, Missing, NotConfigured
-from tests.unit.catalog.vector_rows import clustered, nearest_by_hand, numbered, production
+from tests.unit.catalog.vector_rows import clustered, nearest_by_hand, numbered, production, tell
 
 pytestmark = pytest.mark.unit
 
@@ -97,6 +99,17 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_threads(tmp_path
     assert len({file_digest(tmp_path / f"index-{count}") for count in (1, 2, 3)}) == 1
 
 
+def test_a_look_into_all_lists_is_exact_ties_by_id_wherever_they_lie(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).normal(size=(2000, 31))
+    spread = np.sqrt(0.75) * draw / np.linalg.norm(draw, axis=1, keepdims=True)
+    vectors = numbered(snapped(np.concatenate([np.full((2000, 1), 0.5), spread], axis=1)))
+    build_index(production(tmp_path / "db", vectors), tmp_path / "index", flat_below=1000, recall_floor=0.0)
+    every = load_index(tmp_path / "index")
+    every.nprobe = every.nlist
+    ids, scores = search(every, np.eye(1, 32, dtype=np.float32), 20)
+    assert (ids[0].tolist(), set(scores[0].tolist())) == (sorted(vectors)[:20], {0.5})
+
+
 def changed(vectors: dict[int, np.ndarray], seed: int) -> dict[int, np.ndarray]:
     """Some gone, some with another vector, some new."""
     draw = np.random.default_rng(seed)
@@ -121,6 +134,70 @@ def test_an_update_moves_only_what_is_other_and_does_not_show(tmp_path: Path) ->
     held, stored = contents(load_index(tmp_path / "c")), vectors_of(tmp_path / "c.db")
     assert held.ids.tolist() == stored.ids().tolist()
     assert file_digest(tmp_path / "c") == file_digest(tmp_path / "direct")
+
+
+def told_and_compared(folder: Path, first: dict[int, np.ndarray], last: dict[int, np.ndarray], told: Path) -> bool:
+    """Whether the index before was compared with all vectors; that it comes to the same is asserted."""
+    compared = []
+    build_index(production(folder / "a.db", first), folder / "a", flat_below=1000)
+    with pytest.MonkeyPatch.context() as patch:
+        real = index._Build._compared
+        patch.setattr(index._Build, "_compared", lambda *given: compared.append(1) or real(*given))
+        meta = build_index(told, folder / "told", previous=folder / "a", told=True, flat_below=1000)
+        again = build_index(told, folder / "compared", previous=folder / "a", flat_below=1000)
+    assert meta == again
+    assert meta["trained_on"] == len(first)
+    assert file_digest(folder / "told") == file_digest(folder / "compared")
+    return len(compared) == 2
+
+
+def test_what_the_merge_wrote_down_spares_the_comparison(tmp_path: Path) -> None:
+    first = numbered(clustered(3000))
+    last = changed(first, 1)
+    db = production(tmp_path / "b.db", last)
+    tell(db, first, last)
+    assert not told_and_compared(tmp_path, first, last, db)
+    held = contents(load_index(tmp_path / "told"))
+    assert np.array_equal(held.matrix(np.arange(len(last))), np.array([last[number] for number in sorted(last)]))
+
+
+ONE = "DELETE FROM changed_embeddings WHERE id = (SELECT min(id) FROM changed_embeddings WHERE what = '{}')"
+WRONG = {
+    "nothing": "DELETE FROM changed_embeddings",
+    "one new too few": ONE.format("new"),
+    "one gone too few": ONE.format("removed"),
+    "of a merge before": "SELECT 1",
+    # The ids are as told, and a sample of the vectors is looked at.
+    "many silent": "UPDATE video_embeddings SET embedding = ? WHERE id % 8 = 0",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_and_where_it_does_not_lead_there_all_are_compared(tmp_path: Path, wrong: str) -> None:
+    first = numbered(clustered(3000))
+    last = changed(first, 1)
+    db = production(tmp_path / "b.db", last)
+    tell(db, *(({}, first) if wrong == "of a merge before" else (first, last)))
+    with closing(sqlite3.connect(db)) as database, database:
+        database.execute(WRONG[wrong], (clustered(1, seed=9).tobytes(),) if "?" in WRONG[wrong] else ())
+    assert told_and_compared(tmp_path, first, last, db)
+
+
+def test_what_exact_search_said_is_kept_and_is_what_it_says_now(tmp_path: Path) -> None:
+    """Also where many are equal to one another, and whichever was found first would do for the recall."""
+    first = numbered(clustered(3000))
+    for number in sorted(first)[::4]:
+        first[number] = first[1]
+    middle = changed(first, 1)
+    last = changed(middle, 2)
+    for name, vectors, before in (("a", first, None), ("b", middle, "a"), ("c", last, "b")):
+        db = production(tmp_path / f"{name}.db", vectors)
+        build_index(db, tmp_path / name, previous=tmp_path / before if before else None, flat_below=1000)
+        probed, exact = About.of(tmp_path / name).probed, nearest_by_hand(vectors, 20)
+        assert len(probed.ids) == 256
+        for number, keys in zip(probed.ids, probed.keys, strict=True):
+            ids, scores = unkeyed(np.array(keys))
+            assert list(zip(ids.tolist(), scores.tolist(), strict=True)) == exact[number]
 
 
 @pytest.mark.parametrize("spoil", ["grown", "model", "torn", "gone", "nlist"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from dailies.canonical import file_digest
 from dailies.catalog import neighbours
 from dailies.catalog.index import build_index
 from dailies.catalog.neighbours import find_neighbours
-from dailies.errors import BadInput, Injected
+from dailies.catalog.similar_file import listed, neighbours_of
+from dailies.errors import Injected
 from tests.unit.catalog.vector_rows import clustered, lists_in, nearest_by_hand, numbered, production
 
 pytestmark = pytest.mark.unit
@@ -32,7 +35,7 @@ def found(
     db, index, out = production(folder / f"{name}.db", vectors), folder / f"{name}.index", folder / f"{name}.similar"
     old = {kind: folder / f"{before}.{kind}" if before else None for kind in ("index", "similar")}
     build_index(db, index, previous=old["index"], flat_below=flat_below)
-    return find_neighbours(db, index, out, k, old["similar"], batch=256)
+    return find_neighbours(index, out, k, old["similar"], batch=256)
 
 
 def test_they_are_the_nearest_best_first_ties_by_id(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_with_lists_a_reserve_stands_in_for_those_that_go(tmp_path: Path, monkey
         files = [tmp_path / f"{number}.{kind}" for kind in ("db", "index", "similar")]
         old = [tmp_path / f"{number - 1}.{kind}" if number else None for kind in ("index", "similar")]
         build_index(production(files[0], vectors), files[1], previous=old[0], flat_below=1000)
-        told = find_neighbours(*files, 5, old[1], breadth=2000)
+        told = find_neighbours(*files[1:], 5, old[1], breadth=2000)
         assert (told["updated"], told["recall"]) == (number > 0, 1.0)
         assert lists_in(files[2]) == nearest_by_hand(vectors, 5)
         searched.append(told["searched"])
@@ -172,11 +175,11 @@ def test_one_that_dies_between_batches_is_made_again_the_same(tmp_path: Path, fl
     failpoints.arm("catalog.similar#2=raise", tmp_path / "fired")
     try:
         with pytest.raises(Injected):
-            find_neighbours(tmp_path / "a.db", tmp_path / "a.index", tmp_path / "c.similar", 5, batch=256)
+            find_neighbours(tmp_path / "a.index", tmp_path / "c.similar", 5, batch=256)
     finally:
         failpoints.arm("", tmp_path / "fired")
     assert not (tmp_path / "c.similar").exists()
-    find_neighbours(tmp_path / "a.db", tmp_path / "a.index", tmp_path / "c.similar", 5, batch=300)
+    find_neighbours(tmp_path / "a.index", tmp_path / "c.similar", 5, batch=300)
     assert file_digest(tmp_path / "c.similar") == whole
 
 
@@ -187,10 +190,13 @@ def test_another_count_of_neighbours_is_computed_anew(tmp_path: Path) -> None:
     assert lists_in(tmp_path / "b.similar") == nearest_by_hand(vectors, 7)
 
 
-def test_an_index_of_other_vectors_is_refused(tmp_path: Path) -> None:
-    vectors = numbered(clustered(50))
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
+def test_a_reader_finds_the_list_of_each_and_of_nobody_else(tmp_path: Path, count: int) -> None:
+    """Many lists share a row of the file, and between the ids there are gaps."""
+    vectors = numbered(clustered(count)) if count else {}
     found(tmp_path, "a", vectors)
-    vectors[4] = vectors[7]
-    other = production(tmp_path / "other.db", vectors)
-    with pytest.raises(BadInput, match="does not hold the vectors"):
-        find_neighbours(other, tmp_path / "a.index", tmp_path / "other.similar")
+    wanted = nearest_by_hand(vectors, 5)
+    with closing(sqlite3.connect(tmp_path / "a.similar")) as database:
+        assert listed(database) == count
+        for number in range(-1, 3 * count + 4):
+            assert neighbours_of(database, number) == wanted.get(number, [])

@@ -57,7 +57,7 @@ def test_a_reader_sees_its_generation_and_what_belongs_to_it(prod: Path, ledger:
         assert (catalog.video(2) or {})["video_id"] == "v2"
         assert (catalog.video(("v2", "a.example")) or {})["id"] == 2
         assert catalog.video(9) is catalog.video(("v2", "b.example")) is None
-        assert catalog.neighbours(2) == [(1, 1.0), (3, pytest.approx(1 / 3))]
+        assert catalog.neighbours(2) == [(1, 0.5), (3, 0.125)]
         assert catalog.neighbours(9) == []
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             catalog.videos.execute("DELETE FROM videos")

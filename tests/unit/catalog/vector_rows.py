@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dailies.catalog.schema import create
+from dailies.catalog.similar_file import neighbours_of
 from dailies.catalog.vectors import Matrix, on_grid
 
 
@@ -46,6 +47,16 @@ def production(path: Path, vectors: dict[int, np.ndarray], model: str = "ngrams-
     return path
 
 
+def tell(path: Path, before: dict[int, np.ndarray], after: dict[int, np.ndarray]) -> None:
+    """As a merge writes down what it did."""
+    what = dict.fromkeys(before.keys() - after.keys(), "removed")
+    what |= dict.fromkeys(after.keys() - before.keys(), "new")
+    same = before.keys() & after.keys()
+    what |= {number: "changed" for number in same if not np.array_equal(before[number], after[number])}
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executemany("INSERT INTO changed_embeddings VALUES (?, ?)", what.items())
+
+
 def numbered(matrix: Matrix, first: int = 1, step: int = 3) -> dict[int, np.ndarray]:
     return {first + step * place: vector for place, vector in enumerate(matrix)}
 
@@ -66,8 +77,6 @@ def nearest_by_hand(vectors: dict[int, np.ndarray], count: int) -> dict[int, lis
 
 def lists_in(path: Path) -> dict[int, list[tuple[int, float]]]:
     with closing(sqlite3.connect(path)) as database:
-        rows = database.execute("SELECT id, neighbours, scores FROM similar ORDER BY id").fetchall()
-    return {
-        number: list(zip(np.frombuffer(ids, "<i8").tolist(), np.frombuffer(scores, "<f4").tolist(), strict=True))
-        for number, ids, scores in rows
-    }
+        parts = database.execute("SELECT ids FROM similar ORDER BY first").fetchall()
+        ids = [number for (part,) in parts for number in np.frombuffer(part, "<i8").tolist()]
+        return {number: neighbours_of(database, number) for number in ids}
