@@ -78,10 +78,11 @@ def failpoint(name: str) -> None:
 
 def fired(log: Path) -> list[dict[str, object]]:
     """The passages that acted, in order."""
-    return [entry for entry in _entries(log) if entry["acted"]]
+    return [entry for entry in passages(log) if entry["acted"]]
 
 
-def _entries(log: Path) -> list[dict[str, object]]:
+def passages(log: Path) -> list[dict[str, object]]:
+    """All of armed points, in order."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
@@ -95,7 +96,7 @@ def _count(arming: Arming) -> bool:
     _log.parent.mkdir(parents=True, exist_ok=True)
     with _log.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        hit = 1 + sum(entry["name"] == arming.name for entry in _entries(_log))
+        hit = 1 + sum(entry["name"] == arming.name for entry in passages(_log))
         acts = hit == arming.hit
         entry = {"name": arming.name, "hit": hit, "action": arming.action, "acted": acts, "pid": os.getpid()}
         file.write(json.dumps({**entry, "time": time.time()}) + "\n")

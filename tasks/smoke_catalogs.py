@@ -185,7 +185,7 @@ def attempt(parameters: dict[str, Any], api_url: str, tagged: list[str], faults:
     """In a child: the production flow, with leases that end soon after it does."""
     vars(_job)["TTL_S"] = TTL_S
     if no_room:
-        vars(steps)["RUN"] = WITHOUT_ROOM
+        vars(steps).update(RUN=WITHOUT_ROOM, make_current=smoke_room.publish_without_room)
     run_flow(UPDATE_CATALOG, parameters, api_url, tagged, faults, log)
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dailies.failpoints import fired
+from dailies.failpoints import fired, passages
 from dailies.ledger.records import Job
 from dailies.scenarios.federation import Federation
 from dailies.scenarios.federation_plan import Behaviour
-from tasks.caption_parts import LOOK_S, handed_on, remains
+from tasks.caption_parts import handed_on, remains
 from tasks.contention import part
-from tasks.recovery_parts import claim
 from tasks.scenario import SWEEP_S, Scenario
 from tasks.smoke_catalogs import FIRST, NOBODY, TTL_S, UPDATE_S, Catalogue, Digests, Ground, digests, ground, served
 from tasks.smoke_checks import left_behind
@@ -29,6 +28,8 @@ from tasks.smoke_plan import MAKES, Failure, made_before
 from tasks.smoke_reader import Reader
 from tasks.smoke_rows import opened
 
+WATCHED = "; ".join(f"{name}=sleep(0)" for name in MAKES.values())
+FREEZE_S = 30.0
 STEADY = {1: Behaviour("lying"), 2: Behaviour("slow", delay_s=0.01)}
 HOSTS = 4
 LOOKS = 5
@@ -75,9 +76,13 @@ def play(own: Lane, failure: Failure) -> None:
     began = time.monotonic()
     with ExitStack() as stack:
         trial.reader = stack.enter_context(Reader(trial.catalogue))
-        {"stage": trial.in_stage, "run": trial.in_run, "disk": trial.on_disk, "zombie": trial.as_zombie}[
-            failure.where
-        ]()
+        {
+            "stage": trial.in_stage,
+            "run": trial.in_run,
+            "step": trial.in_step,
+            "disk": trial.on_disk,
+            "zombie": trial.as_zombie,
+        }[failure.where]()
     trial.judge()
     own.records[failure.name] = {
         "rc": trial.code,
@@ -121,9 +126,32 @@ class Trial:
         self.code = child.wait(UPDATE_S)
         self.fired(f"pid {child.pid} exit {self.code}" if fired(self.catalogue.fault_log(1)) else "")
         job = self.hand_on()
-        watched = "; ".join(f"{name}=sleep(0)" for name in MAKES.values())
-        served(self.run, self.catalogue, self.catalogue.start(in_stages=watched, job=job))
-        again = {str(entry["name"]) for entry in fired(self.catalogue.fault_log(2))} & made_before(self.failure)
+        served(self.run, self.catalogue, self.catalogue.start(in_stages=WATCHED, job=job))
+        self.expect_made_once(passages(self.catalogue.fault_log(2)))
+
+    def in_step(self) -> None:
+        """An error, and the run lives: its step is tried again, and frozen on the way for a look at what is there."""
+        again = self.failure.next
+        child = self.catalogue.start(f"{self.failure.point}=raise; {again}=stop", in_stages=WATCHED)
+        log = self.catalogue.fault_log(1)
+
+        def acted() -> list[dict[str, object]]:
+            return [entry for entry in fired(log) if entry["action"] in ("raise", "stop")]
+
+        self.run.until(lambda: len(acted()) > 1 or not child.alive, UPDATE_S, f"{child.name} came to no end")
+        self.fired(f"pid {child.pid} of the run" if acted() else "")
+        self.expect("its step is tried again", len(acted()), 2, "an error that is worth another try is Transient")
+        if child.alive:
+            child.wait_frozen(FREEZE_S)
+            self.look()
+            child.revive()
+        served(self.run, self.catalogue, child)
+        self.code = child.exitcode
+        raised = [entry["action"] for entry in passages(log)].index("raise")
+        self.expect_made_once(passages(log)[raised:])
+
+    def expect_made_once(self, passed: list[dict[str, object]]) -> None:
+        again = {str(entry["name"]) for entry in passed} & made_before(self.failure)
         self.expect("no file that was finished is made again", sorted(again), [], "see made() in catalog/update.py")
 
     def as_zombie(self) -> None:
@@ -144,23 +172,15 @@ class Trial:
     def on_disk(self) -> None:
         child = self.catalogue.start(no_room=self.failure.point)
         self.code = child.wait(UPDATE_S)
-        room = self.catalogue.room_log(1)
-        self.fired(room.read_text().splitlines()[0] if room.exists() else "")
+        log = self.catalogue.room_log(1)
+        said = log.read_text().splitlines() if log.exists() else []
+        self.fired(said[0] if said else "")
         self.look()
         (job,) = self.catalogue.jobs()
-        if job.final:
-            said = job.error_code, bool(job.error or job.message)
-            self.expect("the job says what is wrong", said, ("bad_input", True), "see dailies/errors.py")
-            served(self.run, self.catalogue, self.catalogue.start())
-            return
-        self.attempts = 2
-        self.run.until(lambda: self.is_due(job), UPDATE_S, f"job {job.id} did not become due again")
-        served(self.run, self.catalogue, self.catalogue.start(job=self.run.ledger.jobs.get(job.id)))
-
-    def is_due(self, job: Job) -> bool:
-        time.sleep(LOOK_S)
-        claim(self.run)
-        return any(one.id == job.id for one in self.run.ledger.dispatch.unbound(0))
+        ended = (said, job.state.value, job.error_code)
+        self.expect("the job says in one clear line what is wrong", ended, ([f"bad_input: {job.error}"], "FAILED",
+                    "bad_input"), "say BadInput where a file cannot be written")  # fmt: skip
+        served(self.run, self.catalogue, self.catalogue.start())
 
     def hand_on(self) -> Job:
         self.look()

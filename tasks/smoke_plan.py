@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dailies.catalog.update import STAGES
 from tasks import catalog as steps
 from tasks._step import REGISTRY
+from tasks.smoke_room import PUBLISH
 
 STEPS = [step for step in REGISTRY.values() if step.function.__module__ == steps.__name__]
 NAMED = ("before_merge", "during_ann_build", "after_merge_before_similarity")
@@ -29,7 +31,8 @@ MAKES = {
 
 @dataclass(frozen=True)
 class Failure:
-    """``where``: in the process of a stage, in the run itself (which takes its stages along), or on the disk."""
+    """``where``: in the process of a stage, in the run itself (which takes its stages along), in a step of a run that
+    lives on, or on the disk."""
 
     name: str
     where: str
@@ -42,8 +45,16 @@ class Failure:
         return f"{how} {self.point}"
 
     @property
+    def next(self) -> str:
+        """What a step that is tried again passes next."""
+        step, _, at = self.point.partition(":")
+        return f"{step}:after" if at == "before" else f"{step}:before#2"
+
+    @property
     def published(self) -> bool:
-        return self.point.startswith(BEHIND)
+        """At the moment in which the trial looks: of a step that is tried again, when it is."""
+        passed = (self.point, self.next) if self.where == "step" else (self.point,)
+        return any(point.startswith(BEHIND) for point in passed)
 
 
 def failures(full: bool) -> list[Failure]:
@@ -54,7 +65,9 @@ def failures(full: bool) -> list[Failure]:
     if full:
         made += [Failure(point, "stage", point) for point in BETWEEN]
         made += [Failure(f"{name}-raise", "stage", f"catalog.{name}", "raise") for name in NAMED]
-        made += [Failure(f"{name}-disk-full", "disk", STAGE_OF[name], "full") for name in NAMED]
+        made += [Failure(f"{point}-raise", "step", point, "raise") for point in every]
+        named = {stage: name for name, stage in STAGE_OF.items()}
+        made += [Failure(f"{named.get(at, at)}-disk-full", "disk", at, "full") for at in (*STAGES, PUBLISH)]
         made += [Failure("zombie", "zombie", "publish_catalog:before", "stop")]
     return made
 

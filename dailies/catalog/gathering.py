@@ -53,8 +53,9 @@ class Gathering:
         self._known = None
         try:
             # A commit then waits for no disk, and a power cut takes back the last pages, each with its cursor.
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
+            with schema.refusals(staging):
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = NORMAL")
             self._known = schema.connect(production, "production") if production else None
             self.as_of = self._moment(staging)
         except BaseException:

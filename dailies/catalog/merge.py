@@ -74,10 +74,6 @@ def writing(path: Path) -> Iterator[None]:
     try:
         with refusals(path):
             yield
-    except sqlite3.OperationalError as error:
-        if "disk I/O" not in str(error):
-            raise
-        raise BadInput(f"{path} could not be written (full, over a limit, or failing): nothing was changed") from error
     except BadInput as error:
         if isinstance(error.__cause__, sqlite3.IntegrityError):
             raise BadInput(f"the staging does not fit {path}: {error.__cause__}; nothing was changed") from error

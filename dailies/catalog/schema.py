@@ -62,7 +62,8 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:  # a full disk makes SQLite take it back by itself
+            database.execute("ROLLBACK")
         raise
     database.execute("COMMIT")
 
@@ -80,6 +81,8 @@ def refusals(path: Path) -> Iterator[None]:
             raise BadInput(f"{path} cannot be written: make it and its folder writable") from error
         if "full" in said:
             raise BadInput(f"no space left while writing {path}: free some, and run it again") from error
+        if "disk I/O" in said:
+            raise BadInput(f"{path} could not be written (full, over a limit, or failing): free some space") from error
         raise
     except sqlite3.DatabaseError as error:
         raise BadInput(f"{path} is no SQLite database, or a damaged one: {error}") from error

@@ -21,7 +21,7 @@ from dailies.catalog.clusters import assigner
 from dailies.catalog.crawl_options import Crawl
 from dailies.catalog.embed import build_embeddings
 from dailies.catalog.embedders import DEFAULT, embedder
-from dailies.catalog.generation import check_catalog, clone, complete, name_of, prepare, publish, sweep
+from dailies.catalog.generation import check_catalog, clone, complete, name_of, no_room, prepare, publish, sweep
 from dailies.catalog.hosts import read_whitelist
 from dailies.catalog.index import build_index
 from dailies.catalog.merge import merge
@@ -241,7 +241,7 @@ def make_current(update: Update, ledger: Ledger, lease: Lease, how: str, job: st
     service(how, update.prod).stop()
     try:
         # Before and not after: the attempt may die right behind the pointer.
-        write_atomically(update.prod / PUBLISHED, [canonical_json({"generation": update.name, "job": job})])
+        write(update.prod / PUBLISHED, {"generation": update.name, "job": job})
         publish(ledger, lease, update.prod, update.name)
     except BaseException:
         serve(update, ledger, lease, how)
@@ -318,10 +318,17 @@ def note_path(update: Update, file: str) -> Path:
 
 
 def note(update: Update, file: str, what: Facts) -> None:
-    write_atomically(note_path(update, file), [canonical_json(what)])
+    write(note_path(update, file), what)
 
 
 def note_of(update: Update, file: str) -> Facts:
     path = note_path(update, file)
     found: Facts = json.loads(path.read_bytes()) if path.is_file() else {}
     return found
+
+
+def write(path: Path, what: Facts) -> None:
+    try:
+        write_atomically(path, [canonical_json(what)])
+    except OSError as error:
+        raise no_room(path, error) from error

@@ -48,7 +48,8 @@ def orchestrator_smoke(
     """Prove that an update makes what it says, and that nobody ever sees half of it, whatever dies on the way.
 
     Args:
-        mode: quick (seven failures, within a minute) or full (every crash point, errors and a full disk).
+        mode: quick (seven failures, within a minute) or full (SIGKILL and an error at every point
+            of every step, and a full disk wherever one is written to).
         site: Where: only 'local'. Updates write to a folder of one machine, and a trial keeps to its own.
         gpu: Vectors and index on a GPU; where there is none the scenario is skipped, and says why.
         keep_workdir: Keep the catalogues of the run beside its report.

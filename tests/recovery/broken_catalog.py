@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import pytest
 from dailies.catalog import crawl_stage, polite
 from dailies.catalog import update as stages
 from dailies.catalog.update import Update
+from dailies.errors import BadInput
 from dailies.events import schemas
 from dailies.home import home
-from tasks import _job, smoke_catalogs
+from tasks import _job, smoke_catalogs, smoke_room
 from tasks import catalog as steps
 from tasks._job import Working
 
@@ -33,6 +34,7 @@ def attempt(parameters: dict[str, Any], *asked: Any) -> None:
     """In place of the scenario's own: the same flow, broken where its catalogue says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "RUN", RUN)
+        patch.setattr(smoke_catalogs, "WITHOUT_ROOM", RUN)
         IN_THE_RUN.get(parameters["catalog"], as_it_is)(patch)
         smoke_catalogs.attempt(parameters, *asked)
 
@@ -43,7 +45,7 @@ def run_stage(stage: str, update: Facts, progress: Callable[[float], None]) -> F
     with pytest.MonkeyPatch.context() as patch:
         before, after = IN_A_STAGE.get((asked.prod.name, stage), (as_it_is, same))
         before(patch)
-        return after(asked, stages.run_stage(stage, update, progress))
+        return after(asked, smoke_room.run_stage_without_room(stage, update, progress))
 
 
 def as_it_is(patch: Patch) -> None:
@@ -167,6 +169,32 @@ def makes_all_anew(patch: Patch) -> None:
     patch.setattr(stages, "take_over", lambda update, file, key: False)
 
 
+def makes_it_twice(patch: Patch) -> None:
+    made = stages.made
+
+    def again(update: Update, file: str, *more: Any) -> Facts:
+        stages.note_path(update, file).unlink(missing_ok=True)
+        return made(update, file, *more)
+
+    patch.setattr(stages, "made", again)
+
+
+def keeps_it_to_itself(patch: Patch) -> None:
+    """What SQLite says of a full disk comes through as it is."""
+    patch.setattr("dailies.catalog.embed.refusals", nullcontext)
+
+
+def goes_on_regardless(patch: Patch) -> None:
+    run = smoke_room.run_stage_without_room
+
+    def anyhow(*asked: Any) -> Facts:
+        with suppress(BadInput):
+            return run(*asked)
+        return {}
+
+    patch.setattr(smoke_room, "run_stage_without_room", anyhow)
+
+
 def mixes_generations(update: Update, facts: Facts) -> Facts:
     shutil.copy(update.prod / update.base / "similar.db", update.folder / "similar.db")
     return facts
@@ -211,6 +239,9 @@ IN_A_STAGE: dict[tuple[str, str], tuple[Callable[[Patch], None], Callable[[Updat
     ("forgets", "begin"): (forgets_how_far_it_came, same),
     ("forgets", "merge"): (makes_all_anew, same),
     ("forgets", "index"): (makes_all_anew, same),
+    ("makes-twice", "index"): (makes_it_twice, same),
+    ("says-nothing", "embeddings"): (keeps_it_to_itself, same),
+    ("shrugs", "popularity"): (goes_on_regardless, same),
     ("mixes", "similar"): (as_it_is, mixes_generations),
     ("mixes", "complete"): (trusts_its_files, same),
 }

@@ -10,16 +10,19 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dailies.catalog.merge import merge
+from dailies.catalog.update import STAGES
 from dailies.errors import BadInput
 from dailies.scenarios.journal import Journal, read
 from flows import update_catalog
 from flows.scenarios import orchestrator_smoke as scenario
 from tasks import smoke_checks as checks
+from tasks import smoke_plan, smoke_room
 from tasks._step import POINTS, REGISTRY
 from tasks.smoke_plan import BETWEEN, NAMED, QUICK_RUNS, STEPS, Failure, failures
 from tasks.smoke_rows import merge_faults, original_faults
@@ -44,13 +47,15 @@ def red(journal: Journal) -> set[str]:
 # ── what is covered ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_full_kills_at_every_point_of_every_step_and_at_every_failpoint_of_the_catalogue():
+def test_full_kills_and_raises_at_every_point_of_every_step_and_kills_at_every_failpoint_of_the_catalogue():
     source = Path(str(update_catalog.__file__)).read_text()
     used = {name for name in REGISTRY if re.search(rf"\b{name}\(job", source)}
     assert used == {step.name for step in STEPS}
     assert len(used) >= 13
-    points = [failure.point for failure in failures(full=True) if failure.where == "run"]
-    assert sorted(points) == sorted(f"{step}:{point}" for step in used for point in POINTS)
+    every = {f"{step}:{point}" for step in used for point in POINTS}
+    for ways in (("run", "kill"), ("step", "raise")):
+        points = [failure.point for failure in failures(full=True) if (failure.where, failure.action) == ways]
+        assert sorted(points) == sorted(every)
     inside = {
         path: path.read_text() for path in Path(str(update_catalog.__file__)).parents[1].glob("dailies/catalog/*.py")
     }
@@ -62,9 +67,27 @@ def test_quick_has_the_seeds_three_failures_and_three_dead_runs_and_full_has_all
     quick, full = failures(full=False), failures(full=True)
     assert [failure.name for failure in quick] == [*NAMED, *QUICK_RUNS]
     assert set(quick) <= set(full)
-    for action in ("raise", "full"):
-        assert [failure.name.partition("-")[0] for failure in full if failure.action == action] == list(NAMED)
+    for named in (f"{name}-{way}" for name in NAMED for way in ("raise", "disk-full")):
+        assert named in {failure.name for failure in full}
     assert len({failure.name for failure in full}) == len(full)
+
+
+def test_full_fills_the_disk_in_every_stage_and_at_the_publication():
+    points = [failure.point for failure in failures(full=True) if (failure.where, failure.action) == ("disk", "full")]
+    assert points == [*STAGES, smoke_room.PUBLISH]
+    assert set(points) >= smoke_room.LITTLE
+
+
+def test_what_is_added_to_an_update_is_in_the_plan(monkeypatch):
+    before = set(failures(full=True))
+    added = SimpleNamespace(name="archive_catalog", points=tuple(f"archive_catalog:{point}" for point in POINTS))
+    monkeypatch.setattr(smoke_plan, "STEPS", [*STEPS, added])
+    monkeypatch.setattr(smoke_plan, "STAGES", [*STAGES, "archive"])
+    assert {(failure.where, failure.action, failure.point) for failure in set(failures(full=True)) - before} == {
+        *(("run", "kill", point) for point in added.points),
+        *(("step", "raise", point) for point in added.points),
+        ("disk", "full", "archive"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -327,6 +350,14 @@ CONTROLS = {
     Failure("forgets", "run", "relate_videos:before"): {
         "no page of a finished channel is asked for again",
         "no file that was finished is made again",
+    },
+    Failure("makes-twice", "step", "index_videos:committed", "raise"): {"no file that was finished is made again"},
+    Failure("says-nothing", "disk", "embeddings", "full"): {"the job says in one clear line what is wrong"},
+    Failure("shrugs", "disk", "popularity", "full"): {
+        "production is as it was, and only a whole generation is current",
+        "the job says in one clear line what is wrong",
+        "all files are the undisturbed run's, byte for byte",
+        "it saw the old one and the new one, and looked all the time",
     },
     Failure("mixes", "stage", "catalog.during_merge"): {
         "all files are the undisturbed run's, byte for byte",
