@@ -5,18 +5,24 @@ Options of a script's own go behind its name, where it is the only one: `python 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks._report import Figure, load, options, save, show
 
 # Whose lines are shown while they work: they take many minutes.
 TELLS = {"catalog"}
 SCRIPTS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+class Ended(KeyboardInterrupt):
+    """Told to end by SIGTERM."""
 
 
 def measure(name: str, folder: Path, own: Sequence[str] = ()) -> list[Figure]:
@@ -26,6 +32,10 @@ def measure(name: str, folder: Path, own: Sequence[str] = ()) -> list[Figure]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=shown, text=True) as process:
         try:
             said = process.communicate()[1]
+        except Ended:
+            process.send_signal(signal.SIGINT)  # which was for this process alone, as a rule
+            process.wait()
+            raise
         except KeyboardInterrupt:
             process.wait()  # it was interrupted as well, and clears away what it wrote
             raise
@@ -34,7 +44,13 @@ def measure(name: str, folder: Path, own: Sequence[str] = ()) -> list[Figure]:
     return [replace(figure, name=f"{name}: {figure.name}") for figure in load(file)]
 
 
+def end(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Ended
+
+
 def main() -> int:
+    signal.signal(signal.SIGTERM, end)
     parser = options("All benchmarks")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SCRIPTS)}; none: all")
     chosen, own = parser.parse_known_args()
@@ -59,4 +75,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -21,22 +21,18 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import faiss
-import numpy as np
 import psutil
 
 from benchmarks._catalog_data import BEGINNING, DAY_MS, World, first_day, next_day
+from benchmarks._catalog_plain import bare_merge, search_figures
 from benchmarks._catalog_plot import growth_png
 from benchmarks._report import Figure, options, report
 from dailies.catalog import crawl
 from dailies.catalog.crawl_options import Crawl
-from dailies.catalog.index import POINTS
-from dailies.catalog.index_file import load_index, search_keys
-from dailies.catalog.reader import CATALOG, INDEX
-from dailies.catalog.schema import connect, create
+from dailies.catalog.reader import CATALOG
+from dailies.catalog.schema import connect
 from dailies.catalog.staging import begin_staging
 from dailies.catalog.update import Update, run_stage
-from dailies.catalog.vectors import NEIGHBOURS, PROBED, Exact, Ids, keys, recall, sample, vectors_of, without
 from dailies.compute.child import Child
 from dailies.scenarios.federation import Federation
 
@@ -46,9 +42,8 @@ SMALLER = (10_000, 100_000)
 STAGES = ("embeddings", "merge", "popularity", "index", "similar", "complete")
 LONGEST_S = 3600.0
 LOOK_S = 0.1
-ASKED = 10_000
+HEARD_S = 1.0
 HOSTS, CRAWLED, AT_ONCE_FOR_A_HOST = 20, 10_000, 2
-PLAIN_NPROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 UPDATE_SHARE = 0.1
 GROWTH = Path("build/catalog-growth.png")
 
@@ -180,107 +175,6 @@ def build(place: Path, videos: int) -> Built:
     return Built(world, prod, whole, later, day, size)
 
 
-# ── beside the barest way ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def bare_merge(built: Built, place: Path) -> float:
-    """Seconds for the same rows into the same empty tables, one statement each and nothing looked at."""
-    path = place / "bare.db"
-    create(path, "production")
-    with closing(connect(path, "production", write=True)) as database:
-        database.execute("ATTACH ? AS staging", [f"file:{built.prod / 'first.db'}?mode=ro"])
-        begin = time.perf_counter()
-        database.execute("BEGIN IMMEDIATE")
-        for table, extra, order in (
-            ("instances", "", "host"),
-            ("channels", "", "channel_id, instance_domain"),
-            ("videos", "", "video_id, instance_domain"),
-            ("video_embeddings", "v.id, ", "video_id, instance_domain"),
-        ):
-            names = [row[1] for row in database.execute(f"PRAGMA staging.table_info({table})") if row[1] != "seen"]
-            join = "JOIN main.videos AS v USING (video_id, instance_domain)" if extra else ""
-            columns = ", ".join(names)
-            told = ", ".join(f"s.{name}" for name in names)
-            database.execute(
-                f"INSERT INTO main.{table} ({'id, ' if extra else ''}{columns}) "
-                f"SELECT {extra}{told} FROM staging.{table} AS s {join} ORDER BY {order}"
-            )
-        database.execute("COMMIT")
-        seconds = time.perf_counter() - begin
-    path.unlink()
-    return seconds
-
-
-@dataclass(frozen=True)
-class Plain:
-    build_s: float
-    queries: float
-    recall: float
-    nprobe: int
-
-
-def plain_faiss(ids: Ids, matrix: Any, nlist: int, aim: float, exact: Exact, asked: Any) -> Plain:
-    """``index_factory``, ``train``, ``add_with_ids`` and ``search``, with so few probes as find as much as ours."""
-    begin = time.perf_counter()
-    index = faiss.index_factory(
-        matrix.shape[1], f"IVF{nlist},Flat" if nlist else "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(matrix[sample(ids, POINTS * nlist, 5)] if nlist else matrix)
-    index.add_with_ids(matrix, ids)
-    seconds = time.perf_counter() - begin
-    found = 1.0
-    for nprobe in PLAIN_NPROBES if nlist else ():
-        index.nprobe = nprobe
-        scores, places = index.search(exact.asked, exact.count + 1)
-        found = recall(without(keys(scores, places), exact.own)[:, : exact.count + 1], exact.found)
-        if found >= aim:
-            break
-    begin = time.perf_counter()
-    index.search(asked, NEIGHBOURS + 1)
-    return Plain(seconds, len(asked) / (time.perf_counter() - begin), found, index.nprobe if nlist else 0)
-
-
-def search_figures(built: Built) -> list[Figure]:
-    about = built.whole.facts["index"]
-    folder = built.prod / "gen-000001"
-    vectors = vectors_of(folder / CATALOG)
-    blocks = list(vectors.blocks())
-    ids, matrix = np.concatenate([some for some, _ in blocks]), np.concatenate([some for _, some in blocks])
-    del blocks
-    rows = sample(ids, min(ASKED, len(ids)), 3)
-    probed = sample(ids, PROBED, 4)
-    exact = Exact(matrix[probed], ids[probed], NEIGHBOURS)
-    exact.see(ids, matrix)
-    index = load_index(folder / INDEX)
-    found = recall(search_keys(index, exact.asked, NEIGHBOURS, exact.own), exact.found)
-    begin = time.perf_counter()
-    search_keys(index, matrix[rows], NEIGHBOURS, ids[rows])
-    ours = len(rows) / (time.perf_counter() - begin)
-    del index
-    plain = plain_faiss(ids, matrix, about["nlist"], found, exact, matrix[rows])
-    lists = f"{about['nlist']} lists" if about["nlist"] else "no lists"
-    mine = built.whole.seconds["index"]
-    return [
-        Figure("index: build", mine, "s", note=f"{lists}; read, trained, filled, measured, synced"),
-        Figure(
-            "index: build, FAISS alone",
-            plain.build_s,
-            "s",
-            note="float32, as many points to train with; nothing read, nothing written",
-        ),
-        Figure(
-            "index: recall@20", found, "", at_least=0.95, note=f"nprobe {about['nprobe']}; {PROBED} other questions"
-        ),
-        Figure("index: questions", ours, "1/s", note="exact scores, ties by id"),
-        Figure(
-            "index: questions, FAISS alone",
-            plain.queries,
-            "1/s",
-            note=f"recall {plain.recall:.4f}, nprobe {plain.nprobe}",
-        ),
-    ]
-
-
 # ── the crawl ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -373,8 +267,9 @@ def measure(chosen: argparse.Namespace) -> list[Figure]:
             growth.append((size, built.whole.wall, built.later.wall, built.whole.peak / MIB))
             if size < videos:
                 shutil.rmtree(built.prod)
-        bare_s = bare_merge(built, place)
-        figures += [*whole_figures(built, bare_s), copy_figure(built), *search_figures(built)]
+        bare_s = bare_merge(built.prod / "first.db", place)
+        searched = built.prod / "gen-000001", built.whole.facts["index"], built.whole.seconds["index"]
+        figures += [*whole_figures(built, bare_s), copy_figure(built), *search_figures(*searched)]
     for size, whole, later, peak in growth[:-1]:
         note = f"update {later:.1f} s ({later / whole:.0%}), {peak:.0f} MiB"
         figures.append(Figure(f"full build of {size:,}", whole, "s", note=note))
@@ -387,8 +282,10 @@ def measure(chosen: argparse.Namespace) -> list[Figure]:
 @contextmanager
 def folder() -> Iterator[Path]:
     """It goes also when this is asked to end, and asked again while it goes: gigabytes."""
-    asked = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asked = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    for number, before in asked.items():
+        if before != signal.SIG_IGN:
+            signal.signal(number, end)
     try:
         with tempfile.TemporaryDirectory(prefix="dailies-catalog-") as name:
             try:
@@ -396,9 +293,16 @@ def folder() -> Iterator[Path]:
             finally:
                 for number in asked:
                     signal.signal(number, signal.SIG_IGN)
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
     finally:
         for number, before in asked.items():
             signal.signal(number, before)
+
+
+def end(number: int, frame: Any) -> None:
+    """Python drops what is raised while it clears an object away, so this is raised until it has been heard."""
+    signal.setitimer(signal.ITIMER_REAL, HEARD_S)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Page = Annotated[int, Field(ge=2, le=LARGEST_PAGE)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0.1)]
 
 
 def catalog_of(tenant: str, catalog: str = "main", **_: Any) -> str:
@@ -65,7 +66,7 @@ def update_catalog(
     stop_after_pages: Count = 2,
     page: Page = 50,
     concurrency: AtLeastOne = 4,
-    timeout_s: float = 5.0,
+    timeout_s: Seconds = 5.0,
     allow_private: bool = False,
     rules: Literal["ours", "original"] = "ours",
     max_removed: Share = 0.1,

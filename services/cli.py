@@ -77,23 +77,43 @@ SiteName = Annotated[str, typer.Option(help="Whose ledger knows which generation
 
 @catalog.command("update")
 def update_catalog(
-    whitelist: Annotated[str, typer.Option(help="The hosts: a URL or a file.")],
+    whitelist: Annotated[
+        str, typer.Option(help='The hosts: a URL or a file with {"data": [{"host": …}]}, or a bare list.')
+    ],
     prod: Prod = None,
     gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Where vectors and index are made.")] = False,
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on with an update that was stopped.")] = True,
-    max_instances: Annotated[int, typer.Option(min=0, help="So many hosts; 0 for all.")] = 0,
-    max_channels: Annotated[int, typer.Option(min=0, help="So many channels of a host; 0 for all.")] = 0,
-    max_videos_pages: Annotated[int, typer.Option(min=0, help="So many pages of a channel; 0 for all.")] = 0,
-    stop_after_pages: Annotated[int, typer.Option(min=0, help="Pages without news; 0 reads all.")] = 2,
-    concurrency: Annotated[int, typer.Option(min=1, help="Hosts at once; two requests at once for each.")] = 4,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on with what an update left that did not come to its end.")
+    ] = True,
+    max_instances: Annotated[int, typer.Option(min=0, help="Ask so many hosts at most; 0 for all.")] = 0,
+    max_channels: Annotated[int, typer.Option(min=0, help="So many channels of a host at most; 0 for all.")] = 0,
+    max_videos_pages: Annotated[int, typer.Option(min=0, help="So many pages of a channel at most; 0 for all.")] = 0,
+    stop_after_pages: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Stop in a channel after so many pages without news; 0 reads all, and finds what was removed."
+        ),
+    ] = 2,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Hosts at once. One host never gets more than two requests at once.")
+    ] = 4,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a host.")] = 5.0,
-    allow_private: Annotated[bool, typer.Option(help="Crawl private addresses, too.")] = False,
-    rules: Annotated[str, typer.Option(help="ours refreshes rows that are there, original keeps them.")] = "ours",
-    max_removed: Annotated[float, typer.Option(min=0, max=1, help="Refuse to remove a larger share.")] = 0.1,
-    model: Annotated[str, typer.Option(help="What makes vectors: ngrams-1 or minilm.")] = "ngrams-1",
-    nlist: Annotated[int, typer.Option(min=0, help="Cells of a large index; 0 chooses.")] = 0,
+    allow_private: Annotated[
+        bool, typer.Option(help="Crawl hosts with private addresses, too: for trials on one machine.")
+    ] = False,
+    rules: Annotated[
+        str,
+        typer.Option(help="What a merge does with a row that is there already: ours refreshes it, original keeps it."),
+    ] = "ours",
+    max_removed: Annotated[
+        float, typer.Option(min=0, max=1, help="Refuse to remove more than this share of the videos.")
+    ] = 0.1,
+    model: Annotated[str, typer.Option(help="What makes vectors of texts: ngrams-1 or minilm.")] = "ngrams-1",
+    nlist: Annotated[int, typer.Option(min=0, help="Cells of a large index; 0 chooses by the number of videos.")] = 0,
     neighbours: Annotated[int, typer.Option(min=1, help="So many for each video.")] = 20,
-    service: Annotated[str, typer.Option(help="none, systemd:UNIT or process:COMMAND.")] = "none",
+    service: Annotated[
+        str, typer.Option(help="What to stop and start around the publication: none, systemd:UNIT or process:COMMAND.")
+    ] = "none",
     site: SiteName = "local",
 ) -> None:
     """Crawl the hosts of a list and publish database, index and neighbours together.

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from dailies.canonical import digest, file_digest
 from dailies.catalog.reader import META, read_meta
 from dailies.catalog.service import service
-from dailies.catalog.update import Update, clear_away, make_current, serve
+from dailies.catalog.update import Update, clear_away, disowned_if_refused, make_current, serve
 from dailies.events import schemas
 from tasks._job import Working
 from tasks._step import Output, Step, effect, in_child
@@ -39,7 +39,8 @@ def brief(facts: Any) -> Any:
 @effect(timeout=300)
 def begin_update(job: Working, update: Update, how: str) -> Output:
     """Staging is begun from the current generation, or taken up again where an update before left it."""
-    service(how, update.prod)  # what can be refused is refused before the work and not after it
+    with disowned_if_refused(update.prod):
+        service(how, update.prod)  # what can be refused is refused before the work and not after it
     return stage(job, begin_update, "begin", update)
 
 

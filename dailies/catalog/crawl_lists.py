@@ -55,8 +55,10 @@ class Channels:
 
     def key(self, item: Any) -> str:
         """Its number is the host's own: a stranger's channel of the same number is another one."""
-        found, host = documents.key(item, self.names), item.get("host") if isinstance(item, dict) else None
-        return found if host in (None, self.host) else f"{found}@{host}"
+        found = documents.key(item, self.names)
+        if not isinstance(item, dict) or documents.is_own(self.host, item):
+            return found
+        return f"{found}@{documents.key(item.get('host'), ())}"  # whatever it is: a lie may be long, or no text at all
 
     def row(self, base: str, item: Any, as_of: int) -> Row:
         return {**documents.channel(self.host, base, item), "seen": 1}

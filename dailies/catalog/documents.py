@@ -73,6 +73,15 @@ def key(item: Any, names: Sequence[str] = ("uuid", "shortUUID", "id")) -> str:
         return f"?{digest(ascii(item).encode())[:16]}"
 
 
+def is_own(host: str, item: Any) -> bool:
+    """Whether it is this host's, as far as it says; what says so wrongly is nobody's."""
+    try:
+        _local(host, _object(item))
+    except (Remote, Wrong):
+        return False
+    return True
+
+
 def instance(host: str, document: Any) -> Row:
     """From ``/api/v1/config``."""
     try:

@@ -25,7 +25,7 @@ def create(path: Path, kind: Kind) -> None:
     for suffix in ("", "-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     script = resources.files("dailies.catalog").joinpath(f"{kind}.sql").read_text()
-    with closing(sqlite3.connect(path)) as database, refusals(path):
+    with refusals(path), closing(sqlite3.connect(path)) as database:
         database.executescript(script)
 
 
@@ -77,7 +77,9 @@ def refusals(path: Path) -> Iterator[None]:
         said = str(error)
         if "locked" in said:
             raise Transient(f"{path} is locked by another program: try again when it is done") from error
-        if "readonly" in said or "unable to open" in said:
+        if "unable to open" in said:
+            raise BadInput(f"{path} cannot be opened: see to the rights to it and to its folder") from error
+        if "readonly" in said:
             raise BadInput(f"{path} cannot be written: make it and its folder writable") from error
         if "full" in said:
             raise BadInput(f"no space left while writing {path}: free some, and run it again") from error

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dailies.catalog.crawl_options import Crawl
 from dailies.catalog.embed import build_embeddings
 from dailies.catalog.embedders import DEFAULT, embedder
 from dailies.catalog.generation import check_catalog, clone, complete, name_of, no_room, prepare, publish, sweep
-from dailies.catalog.hosts import read_whitelist
+from dailies.catalog.hosts import read_whitelist, refuse_private
 from dailies.catalog.index import build_index
 from dailies.catalog.merge import merge
 from dailies.catalog.neighbours import find_neighbours
@@ -31,7 +31,7 @@ from dailies.catalog.reader import CATALOG, FILES, INDEX, SIMILAR
 from dailies.catalog.schema import connect
 from dailies.catalog.service import service
 from dailies.catalog.staging import begin_staging, staging_digest
-from dailies.errors import BadInput, Damaged
+from dailies.errors import BadInput, DailiesError, Damaged
 from dailies.failpoints import failpoint
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
@@ -110,15 +110,28 @@ def owned(prod: Path, resource: str) -> None:
         raise BadInput(f"{prod} is the folder of {owner}, and not of {resource}: name another folder")
 
 
+@contextmanager
+def disowned_if_refused(prod: Path) -> Iterator[None]:
+    """The folder is nobody's again where nothing is in it: what was refused may have borne the wrong name."""
+    try:
+        yield
+    except DailiesError:
+        if [path.name for path in prod.iterdir()] == [OWNER]:
+            (prod / OWNER).unlink()
+        raise
+
+
 # ── what is new ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def begin(update: Update, progress: Progress) -> Facts:
     """Who is to be asked, and a staging database: a fresh one, or what an update left that did not come to its end."""
-    embedder(update.model, update.embeds_on)  # what is not there is said before the work and not after it
-    assigner(update.device)
-    hosts = read_whitelist(update.whitelist)
-    chosen = hosts[: update.max_instances] if update.max_instances else hosts
+    with disowned_if_refused(update.prod):
+        embedder(update.model, update.embeds_on)  # what is not there is said before the work and not after it
+        assigner(update.device)
+        hosts = read_whitelist(update.whitelist)
+        chosen = hosts[: update.max_instances] if update.max_instances else hosts
+        refuse_private(chosen, update.crawl.allow_private)
     begun = begin_staging(update.staging, update.production, chosen, update.as_of, update.resume)
     return {"hosts": len(chosen), "listed": len(hosts), **begun}
 

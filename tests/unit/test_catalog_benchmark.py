@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks import catalog
 from benchmarks._catalog_data import AT_ONCE, COLUMNS, World, first_day, next_day
 from benchmarks._catalog_plot import growth_png
 from benchmarks.catalog import STAGES, Built, Pass, whole_figures
@@ -95,3 +99,30 @@ def test_an_update_that_costs_more_than_a_tenth_is_a_target_missed(later: float,
     assert figures["update against the full build"].value == pytest.approx(later / 100)
     assert figures["merge: bare SQL"].value == 100
     assert figures["merge"].value == pytest.approx(60)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_its_folder_goes_also_when_the_word_to_end_comes_where_python_drops_it(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    class Cleared:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(catalog, "HEARD_S", 0.05)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    places = []
+
+    def work() -> None:
+        with catalog.folder() as place:
+            places.append(place)
+            assert place.is_dir()
+            Cleared()
+            time.sleep(2.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert [place.exists() for place in places] == [False]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before

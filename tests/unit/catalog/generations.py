@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from dailies.catalog import generation
 from dailies.catalog.generation import complete, name_of, prepare, publish
 from dailies.catalog.similar_file import Similar, write_similar
 from dailies.catalog.vectors import keys
 from dailies.ledger.records import Lease
 from dailies.ledger.sqlite import SqliteLedger
-from tests.unit.catalog.rows import DIM, T0, add, embedding, instance, video
+from tests.unit.catalog.rows import DIM, T0, add, database, embedding, instance, video
 
 RESOURCE = "catalog:films"
 ABOUT = {"as_of": T0, "base": "", "index": {"total": 3, "dim": DIM, "model": "m", "nlist": 0}}
@@ -26,6 +30,30 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk: what is synced, and in which order, has a test of its own."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(generation, "create", database)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[SqliteLedger]:
+    opened = SqliteLedger(tmp_path / "ledger.db", clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def prod(tmp_path: Path) -> Path:
+    return tmp_path / "prod"
 
 
 def index(path: Path, total: int = 3, dim: int = DIM) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dailies.catalog.merge import merge
 from dailies.catalog.reader import Catalog
 from dailies.errors import BadInput, Conflict, Damaged, Fenced, Missing
 from dailies.ledger.sqlite import SqliteLedger
+from tests.unit.catalog import generations
 from tests.unit.catalog.generations import (
     ABOUT,
     RESOURCE,
@@ -34,33 +34,10 @@ from tests.unit.catalog.generations import (
     names,
     published,
 )
-from tests.unit.catalog.rows import DIM, T0, add, database, rows, staging, video
+from tests.unit.catalog.rows import DIM, T0, add, rows, staging, video
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting for the disk: what is synced, and in which order, has a test of its own."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(generation, "create", database)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[SqliteLedger]:
-    opened = SqliteLedger(tmp_path / "ledger.db", clock)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def prod(tmp_path: Path) -> Path:
-    return tmp_path / "prod"
+quick, clock, ledger, prod = generations.quick, generations.clock, generations.ledger, generations.prod
 
 
 # ── making one ────────────────────────────────────────────────────────────────────────────────────────────────────────

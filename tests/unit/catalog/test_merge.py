@@ -20,6 +20,8 @@ from dailies.catalog.merge import merge
 from dailies.catalog.rules import ALWAYS, LONGER, ORIGINAL_RULES, RULES, UNLESS_NULL
 from dailies.catalog.staging import staging_digest
 from dailies.errors import BadInput, Injected
+from tests.unit.catalog import merging
+from tests.unit.catalog.merging import NOW
 from tests.unit.catalog.rows import (
     HOST,
     T0,
@@ -30,7 +32,6 @@ from tests.unit.catalog.rows import (
     database,
     embedding,
     instance,
-    production,
     rows,
     staging,
     vector,
@@ -39,19 +40,7 @@ from tests.unit.catalog.rows import (
 )
 
 pytestmark = pytest.mark.unit
-NOW = T0 + 1000
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    path = staging(tmp_path / "staging.db", NOW)
-    add(path, "instances", instance())
-    return path
-
-
-@pytest.fixture
-def prod(tmp_path: Path) -> Path:
-    return production(tmp_path / "catalog.db", videos=20)
+stage, prod = merging.stage, merging.prod
 
 
 def table(path: Path, name: str, key: str = "video_id") -> dict[str, dict[str, Any]]:

@@ -20,21 +20,11 @@ from dailies.catalog import schema
 from dailies.catalog.merge import merge
 from dailies.catalog.staging import staging_digest
 from dailies.errors import BadInput, DailiesError, Missing, Transient
-from tests.unit.catalog.rows import T0, add, database, dump, instance, production, rows, staging, video
+from tests.unit.catalog import merging
+from tests.unit.catalog.rows import add, database, dump, rows, video
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    path = staging(tmp_path / "staging.db", T0 + 1000)
-    add(path, "instances", instance())
-    return path
-
-
-@pytest.fixture
-def prod(tmp_path: Path) -> Path:
-    return production(tmp_path / "catalog.db", videos=20)
+stage, prod = merging.stage, merging.prod
 
 
 @pytest.fixture

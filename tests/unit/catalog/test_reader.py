@@ -8,46 +8,23 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dailies.catalog import generation, reader
+from dailies.catalog import reader
 from dailies.catalog.generation import sweep
 from dailies.catalog.reader import Catalog
 from dailies.errors import BadInput, Damaged, Missing
 from dailies.ledger.sqlite import SqliteLedger
+from tests.unit.catalog import generations
 from tests.unit.catalog.generations import RESOURCE, SPOILT, Clock, held_open, published
-from tests.unit.catalog.rows import database, dump
+from tests.unit.catalog.rows import dump
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waiting for the disk: what is synced, and in which order, has a test of its own."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(generation, "create", database)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[SqliteLedger]:
-    opened = SqliteLedger(tmp_path / "ledger.db", clock)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def prod(tmp_path: Path) -> Path:
-    return tmp_path / "prod"
+quick, clock, ledger, prod = generations.quick, generations.clock, generations.ledger, generations.prod
 
 
 def test_a_reader_sees_its_generation_and_what_belongs_to_it(prod: Path, ledger: SqliteLedger, clock: Clock) -> None:

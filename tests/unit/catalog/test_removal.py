@@ -9,9 +9,10 @@ import pytest
 
 from dailies.catalog.merge import merge
 from dailies.errors import BadInput
+from tests.unit.catalog import merging
+from tests.unit.catalog.merging import NOW
 from tests.unit.catalog.rows import (
     HOST,
-    T0,
     add,
     changes,
     channel,
@@ -27,19 +28,7 @@ from tests.unit.catalog.rows import (
 )
 
 pytestmark = pytest.mark.unit
-NOW = T0 + 1000
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Path:
-    path = staging(tmp_path / "staging.db", NOW)
-    add(path, "instances", instance())
-    return path
-
-
-@pytest.fixture
-def prod(tmp_path: Path) -> Path:
-    return production(tmp_path / "catalog.db", videos=20)
+stage, prod = merging.stage, merging.prod
 
 
 def removed(path: Path) -> set[str]:
