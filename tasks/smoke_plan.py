@@ -12,7 +12,7 @@ from tasks.smoke_room import PUBLISH
 STEPS = [step for step in REGISTRY.values() if step.function.__module__ == steps.__name__]
 NAMED = ("before_merge", "during_ann_build", "after_merge_before_similarity")
 STAGE_OF = dict(zip(NAMED, ("merge", "index", "similar"), strict=True))
-BETWEEN = ("catalog.page#9", "catalog.during_merge", "catalog.similar")
+BETWEEN = ("catalog.page#9", "catalog.during_merge", "catalog.during_rank", "catalog.similar")
 QUICK_RUNS = ("merge_catalog:before", "index_videos:after", "relate_videos:before", "publish_catalog:after")
 BEHIND = (
     "publish_catalog:after",

@@ -70,7 +70,7 @@ def find_neighbours(
     if k < 1:
         raise BadInput(f"{k} neighbours were asked for: ask for one or more")
     about = About.of(Path(index))
-    work = _Work(_catalogue(load_index(Path(index)), about.probed), k, batch, breadth, progress)
+    work = _Work(_catalogue(load_index(Path(index), mapped=True), about.probed), k, batch, breadth, progress)
     dim, total = work.all.index.d, len(work.all.ids)
     facts = {"centres": work.all.centres, "dim": dim, "k": k, "model": about.model, "width": work.width}
     old = read_similar(Path(previous), facts) if previous is not None else None
@@ -154,19 +154,21 @@ class _Work:
             lists[rows] = found
         return _Found(lists, len(lists), 0, self._recall(lists), False)
 
-    def updated(self, old: Similar) -> _Found | None:
+    def updated(self, old: Iterator[Similar]) -> _Found | None:
         """None where so much has changed that it is no more work to search for all."""
         now = self.all
-        place = np.minimum(np.searchsorted(now.ids, old.ids), max(0, len(now.ids) - 1))
-        same = (now.ids[place] == old.ids) & (now.hashes[place] == old.hashes) if len(now.ids) else np.zeros(0, bool)
-        if not same.any():
-            return None
         lists = np.full((len(now.ids), self.width), NOBODY, dtype=np.int64)
-        lists[place[same]] = old.lists[same]
-        fresh = np.ones(len(now.ids), dtype=bool)
-        fresh[place[same]] = False
+        fresh, gone = np.ones(len(now.ids), dtype=bool), [np.zeros(0, dtype=np.int64)]
+        for part in old:
+            place = np.minimum(np.searchsorted(now.ids, part.ids), max(0, len(now.ids) - 1))
+            same = (now.ids[place] == part.ids) & (now.hashes[place] == part.hashes) if len(now.ids) else place < 0
+            lists[place[same]] = part.lists[same]
+            fresh[place[same]] = False
+            gone.append(part.ids[~same])
+        if fresh.all():
+            return None
         known = self._known(lists)
-        lost = _strike(lists, old.ids[~same])
+        lost = _strike(lists, np.concatenate(gone))
         if int(fresh.sum()) + len(self._short(lists, lost)) > len(now.ids) // 2:
             return None
         gained = self._offered(lists, np.flatnonzero(fresh), known)

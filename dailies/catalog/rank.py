@@ -16,6 +16,7 @@ from typing import Any
 
 from dailies.catalog.merge import open_to_write, writing
 from dailies.catalog.schema import transaction
+from dailies.failpoints import failpoint
 
 SLACK = 0.01
 DAY_MS = 86_400_000
@@ -34,9 +35,19 @@ def popularity(views: int | None, likes: int | None, published_at: int | None, a
 
 
 def rank(production_copy: str | Path, as_of: int, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
-    """After it no living video's stored value is further than ``SLACK`` from the exact one at ``as_of``."""
+    """After it no living video's stored value is further than ``SLACK`` from the exact one at ``as_of``.
+
+    Rows all over the database change, and the journal of that stays in memory: an error takes everything back, a kill
+    leaves it torn.
+    """
     path = Path(production_copy)
-    with closing(open_to_write(path)) as database, writing(path), transaction(database):
+    with closing(open_to_write(path)) as database, writing(path):
+        database.execute("PRAGMA journal_mode = MEMORY")
+        return _rank(database, as_of, progress or (lambda part: None))
+
+
+def _rank(database: sqlite3.Connection, as_of: int, progress: Callable[[float], None]) -> dict[str, Any]:
+    with transaction(database):
         rewritten = database.execute(
             f"""UPDATE videos SET popularity = {EXACT}, popularity_as_of = :as_of
                 WHERE removed_at IS NULL AND (
@@ -46,8 +57,8 @@ def rank(production_copy: str | Path, as_of: int, progress: Callable[[float], No
         if database.execute("SELECT as_of FROM ranked").fetchall() != [(as_of,)]:
             database.execute("DELETE FROM ranked")
             database.execute("INSERT INTO ranked VALUES (?)", (as_of,))
-        if progress is not None:
-            progress(1.0)
+        failpoint("catalog.during_rank")
+        progress(1.0)
         return {"as_of": as_of, "rewritten": rewritten}
 
 

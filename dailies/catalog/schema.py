@@ -15,7 +15,6 @@ from dailies.errors import BadInput, Missing, Transient
 Kind = Literal["production", "staging"]
 APPLICATION = {"production": 0x44434154, "staging": 0x44535447}
 VERSION = 1
-TABLES = {"instances", "channels", "videos", "video_embeddings", "merge_log", "changed_embeddings", "ranked"}
 BUSY_S = 10.0
 
 

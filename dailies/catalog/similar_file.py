@@ -30,7 +30,7 @@ SCHEMA = """
         first INTEGER PRIMARY KEY, ids BLOB NOT NULL, vectors BLOB NOT NULL, lists BLOB NOT NULL
     ) STRICT;
 """
-AT_ONCE = 64
+AT_ONCE, ROWS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,25 @@ def _rows(similar: Similar) -> Iterator[tuple[int, bytes, bytes, bytes]]:
         yield int(ids[0]), ids.astype("<i8").tobytes(), hashed.astype("<u8").tobytes(), lists.astype("<i8").tobytes()
 
 
-def read_similar(path: Path, facts: Mapping[str, Any]) -> Similar | None:
-    """None where there is none, or one of another making: what it says is of no use then."""
+def read_similar(path: Path, facts: Mapping[str, Any]) -> Iterator[Similar] | None:
+    """Some at a time, in the order of their ids. None where there is none, or one of another making: what it says is of
+    no use then."""
     if not path.is_file():
         return None
     with refusals(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         told = dict(database.execute("SELECT key, value FROM meta"))
-        if any(told.get(key) != str(value) for key, value in facts.items()):
-            return None
-        rows = database.execute("SELECT ids, vectors, lists FROM similar ORDER BY first").fetchall()
-    ids, hashed, lists = (b"".join(row[column] for row in rows) for column in range(3))
-    return Similar(
-        np.frombuffer(ids, dtype="<i8"),
-        np.frombuffer(hashed, dtype="<u8"),
-        np.frombuffer(lists, dtype="<i8").reshape(-1, int(told["width"])),
+    return (
+        _parts(path, int(told["width"])) if all(told.get(key) == str(value) for key, value in facts.items()) else None
     )
+
+
+def _parts(path: Path, width: int) -> Iterator[Similar]:
+    with refusals(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT ids, vectors, lists FROM similar ORDER BY first")
+        while some := rows.fetchmany(ROWS):
+            ids, hashed, lists = (b"".join(row[column] for row in some) for column in range(3))
+            lists_of = np.frombuffer(lists, dtype="<i8").reshape(-1, width)
+            yield Similar(np.frombuffer(ids, dtype="<i8"), np.frombuffer(hashed, dtype="<u8"), lists_of)
 
 
 def neighbours_of(database: sqlite3.Connection, number: int) -> list[tuple[int, float]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -174,18 +175,27 @@ def merged(update: Update, progress: Progress) -> Facts:
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
-    """With it the database is finished; only from here on may a later attempt take it over."""
-    found = note_of(update, CATALOG)
-    if "sha256" not in found:
+    """With it the database is finished; only from here on may a later attempt take it over. Whoever dies in the midst
+    leaves it torn: then it is merged again."""
+    if "sha256" not in note_of(update, CATALOG):
+        if not note_of(update, CATALOG):
+            merged(update, progress)
+        found = note_of(update, CATALOG)
+        note_path(update, CATALOG).unlink()
         found["ranked"] = rank(update.folder / CATALOG, update.as_of, progress)
-        note(update, CATALOG, {**found, "sha256": check_catalog(update.folder / CATALOG)})
-    return dict(found["ranked"])
+        note(update, CATALOG, {**found, "sha256": file_digest(update.folder / CATALOG)})
+    return dict(note_of(update, CATALOG)["ranked"])
 
 
 def index(update: Update, progress: Progress) -> Facts:
     def make() -> Facts:
         files = update.folder / CATALOG, update.folder / INDEX
-        return build_index(*files, update.nlist, update.device, before(update, INDEX), progress, told=True)
+        with ThreadPoolExecutor(1) as pool:  # what it is made of is looked through while it is made
+            checked = pool.submit(check_catalog, update.folder / CATALOG, deep=not update.base)
+            try:
+                return build_index(*files, update.nlist, update.device, before(update, INDEX), progress, told=True)
+            finally:
+                checked.result()  # its error before any other: that of the index may be a consequence
 
     what = (sha256_of(update, CATALOG), update.base, update.nlist, update.device)
     return made(update, INDEX, list(what), make)

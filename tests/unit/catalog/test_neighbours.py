@@ -114,8 +114,8 @@ def test_with_lists_a_reserve_stands_in_for_those_that_go(tmp_path: Path, monkey
     monkeypatch.setattr(neighbours, "RESERVE", 2)
     real = neighbours.load_index
 
-    def everywhere(path: Path) -> object:
-        index = real(path)
+    def everywhere(path: Path, mapped: bool) -> object:
+        index = real(path, mapped=mapped)
         index.nprobe = index.nlist
         return index
 

@@ -1,0 +1,99 @@
+"""The database of a generation between the merge and the index: finished once, taken over only then, and whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dailies.canonical import file_digest
+from dailies.catalog import update as stages
+from dailies.catalog.reader import CATALOG
+from dailies.catalog.update import Update, run_stage
+from dailies.errors import BadInput, Damaged, Injected
+from tests.unit.catalog import generations
+from tests.unit.catalog.rows import T0, add, dump, embedding, instance, production, staging, video
+
+pytestmark = pytest.mark.unit
+BASE = "gen-000001"
+
+
+@pytest.fixture
+def prod(tmp_path: Path) -> Path:
+    staged = staging(tmp_path / "staging.db", T0 + 1)
+    (tmp_path / BASE).mkdir()
+    production(tmp_path / BASE / CATALOG, videos=20)
+    add(staged, "instances", instance())
+    add(staged, "videos", video("fresh"))
+    add(staged, "video_embeddings", embedding("fresh"))
+    return tmp_path
+
+
+def run(prod: Path, fence: int, *names: str) -> Path:
+    update = Update(prod, "", T0 + 1, fence=fence, base=BASE)
+    for name in names:
+        run_stage(name, update.to_json(), lambda part: None)
+    return update.folder / CATALOG
+
+
+def test_whoever_dies_while_it_is_ranked_leaves_it_torn_and_it_is_merged_again(
+    prod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = file_digest(run(prod, 2, "merge", "popularity"))
+    for note in (prod / "made").glob("gen-000002*"):
+        note.unlink()
+    path = run(prod, 3, "merge")
+
+    def torn(path: Path, *asked: object) -> None:
+        path.write_bytes(path.read_bytes()[:8192])
+        raise Injected("as a kill would")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "rank", torn)
+        with pytest.raises(Injected):
+            run(prod, 3, "popularity")
+    assert file_digest(path) != whole
+    run(prod, 3, "merge", "popularity")
+    assert file_digest(path) == whole
+    before = path.stat().st_mtime_ns
+    run(prod, 3, "merge", "popularity")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_it_is_taken_over_once_it_is_ranked_and_not_before(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges: list[Path] = []
+    merge = stages.merge
+    monkeypatch.setattr(stages, "merge", lambda *asked: [merges.append(asked[1]), merge(*asked)][1])
+    run(prod, 2, "merge")
+    run(prod, 3, "merge", "popularity")
+    assert len(merges) == 2
+    whole = file_digest(run(prod, 4, "merge", "popularity"))
+    assert len(merges) == 2
+    assert whole == file_digest(prod / "gen-000003" / CATALOG)
+
+
+def test_another_moment_is_another_ranking(prod: Path) -> None:
+    first = run(prod, 2, "merge", "popularity")
+    later = Update(prod, "", T0 + 86_400_000, fence=3, base=BASE)
+    for name in ("merge", "popularity"):
+        run_stage(name, later.to_json(), lambda part: None)
+    assert dump(later.folder / CATALOG)["ranked"] == [(T0 + 86_400_000,)] != dump(first)["ranked"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (generations.spoil_index, "21 of 22 rows in index videos_popularity"),
+        (generations.spoil_parents, "damaged: 22 rows without their parent"),
+        (generations.spoil_pages, "damaged"),
+    ],
+)
+def test_what_is_damaged_is_found_while_the_index_is_made_of_it(
+    prod: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    folder = run(prod, 2, "merge", "popularity").parent
+    spoil(folder)
+    with pytest.raises((Damaged, BadInput), match=says):
+        run(prod, 2, "index")
+    assert not (prod / "made" / "gen-000002.index.faiss.json").exists()
