@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dailies.canonical import file_digest
 from dailies.catalog.merge import merge
 from dailies.catalog.update import STAGES
 from dailies.errors import BadInput
@@ -28,6 +29,7 @@ from tasks.smoke_plan import BETWEEN, NAMED, QUICK_RUNS, STEPS, Failure, failure
 from tasks.smoke_rows import merge_faults, original_faults
 from tests.integration import conftest as integration
 from tests.recovery import broken_catalog
+from tests.unit.catalog.original import original
 from tests.unit.catalog.rows import add, embedding, instance, production, staging, video
 
 pytestmark = [pytest.mark.recovery]
@@ -307,6 +309,19 @@ def test_a_gpu_that_is_not_there_skips_the_scenario_with_the_reason(home):
     assert "no GPU to work on" in str(journal.skipped)
     assert journal.smoke["status"] == "fail"  # nothing was shown
     assert journal.faults == []
+
+
+@pytest.mark.slow
+@real
+def test_it_begins_with_a_copy_of_a_production_of_the_original_and_leaves_that_as_it_is(home, tmp_path):
+    """Whose vectors are another model's: all of them are made anew, and every check holds on its rows, too."""
+    source = original(tmp_path / "theirs" / "whitelist.db", hosts=3, channels=4, videos=12)
+    before = file_digest(source)
+    journal = judged(only="smoke", source_db=str(source), seed_videos_limit=100)
+    assert (journal.status, red(journal), journal.error) == ("passed", set(), None)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["whitelist.db"]
+    assert file_digest(source) == before
+    assert journal.smoke["checks"]["ann_meta_total"]["actual"] > 1000
 
 
 # ── broken on purpose ─────────────────────────────────────────────────────────────────────────────────────────────────

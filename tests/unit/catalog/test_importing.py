@@ -15,22 +15,10 @@ from dailies.catalog.importing import apart, import_production, inside
 from dailies.catalog.merge import merge
 from dailies.catalog.schema import connect
 from dailies.errors import BadInput, Missing
+from tests.unit.catalog.original import SCHEMA
 from tests.unit.catalog.rows import DAY, T0, add, channel, embedding, instance, production, rows, staging, video
 
 pytestmark = pytest.mark.unit
-
-# As the original creates them, with the columns that this program reads, and the types that it gives them.
-ORIGINAL = """
-CREATE TABLE instances (host TEXT PRIMARY KEY, health_status TEXT, health_checked_at INTEGER, last_error TEXT);
-CREATE TABLE channels (channel_id TEXT NOT NULL, channel_name TEXT, channel_url TEXT, display_name TEXT,
-    instance_domain TEXT NOT NULL, videos_count INTEGER, followers_count INTEGER, avatar_url TEXT,
-    PRIMARY KEY (channel_id, instance_domain));
-CREATE TABLE videos (video_id TEXT NOT NULL, video_uuid TEXT, instance_domain TEXT NOT NULL, channel_id TEXT,
-    title TEXT, published_at INTEGER, views INTEGER, likes INTEGER, nsfw, tags_json TEXT, last_checked_at INTEGER,
-    error_count INTEGER, popularity REAL NOT NULL DEFAULT 0, PRIMARY KEY (video_id, instance_domain));
-CREATE TABLE video_embeddings (video_id TEXT NOT NULL, instance_domain TEXT NOT NULL, embedding BLOB,
-    embedding_dim INTEGER, model_name TEXT, created_at INTEGER, PRIMARY KEY (video_id, instance_domain));
-"""
 
 
 @pytest.fixture
@@ -53,7 +41,7 @@ def original(tmp_path: Path) -> Path:
     path = tmp_path / "theirs" / "whitelist.db"
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db, db:
-        db.executescript(ORIGINAL)
+        db.executescript(SCHEMA)
         db.execute("INSERT INTO instances VALUES ('a.example', 'ok', 5, NULL)")
         db.execute("INSERT INTO channels VALUES ('7', 'c', 'u', 'd', 'a.example', 3, '12', NULL)")
         for name, at, views in (("old", 1000, 5), ("new", 3000, "many"), ("middle", 2000, 7.0)):
