@@ -194,7 +194,7 @@ def digests(folder: Path) -> Digests:
     return {file: file_digest(folder / file) if (folder / file).is_file() else "missing" for file in FILES}
 
 
-def served(run: Scenario, catalogue: Catalogue, child: Child) -> float:
+def served(catalogue: Catalogue, child: Child) -> float:
     """When an update has ended, which it must do by itself: how long it took from now."""
     since = time.monotonic()
     code = child.wait(UPDATE_S)
@@ -244,6 +244,6 @@ class Ran:
 
 def update(catalogue: Catalogue, **more: Any) -> Ran:
     before = catalogue.current
-    seconds = served(catalogue.run, catalogue, catalogue.start(keep_staging=True, **more))
+    seconds = served(catalogue, catalogue.start(keep_staging=True, **more))
     events = list(catalogue.run.ledger.outbox.of(catalogue.jobs()[-1].id))
     return Ran(catalogue, before, catalogue.current, events, seconds)

@@ -54,7 +54,7 @@ def lane(run: Scenario, number: int, videos: int) -> Iterator[Lane]:
         place = f"failures-{number}"
         made = ground(run, place, federation, lambda path: federation.mini_production(path, hosts_limit=2), {})
         reference = Catalogue(run, made, f"undisturbed-{number}")
-        served(run, reference, reference.start())
+        served(reference, reference.start())
         yield Lane(run, made, reference.digests())
 
 
@@ -118,7 +118,7 @@ class Trial:
         self.run.until(lambda: bool(fired(log)) or not child.alive, UPDATE_S, f"{child.name} came to no end")
         self.look()
         self.fired(f"pid {fired(log)[0]['pid']} of a stage" if fired(log) else "")
-        served(self.run, self.catalogue, child)
+        served(self.catalogue, child)
         self.code = child.exitcode
 
     def in_run(self) -> None:
@@ -126,7 +126,7 @@ class Trial:
         self.code = child.wait(UPDATE_S)
         self.fired(f"pid {child.pid} exit {self.code}" if fired(self.catalogue.fault_log(1)) else "")
         job = self.hand_on()
-        served(self.run, self.catalogue, self.catalogue.start(in_stages=WATCHED, job=job))
+        served(self.catalogue, self.catalogue.start(in_stages=WATCHED, job=job))
         self.expect_made_once(passages(self.catalogue.fault_log(2)))
 
     def in_step(self) -> None:
@@ -145,7 +145,7 @@ class Trial:
             child.wait_frozen(FREEZE_S)
             self.look()
             child.revive()
-        served(self.run, self.catalogue, child)
+        served(self.catalogue, child)
         self.code = child.exitcode
         raised = [entry["action"] for entry in passages(log)].index("raise")
         self.expect_made_once(passages(log)[raised:])
@@ -162,7 +162,7 @@ class Trial:
         child.wait_frozen(10)
         self.fired(f"pid {child.pid} {child.state}")
         job = self.hand_on()
-        served(self.run, self.catalogue, self.catalogue.start(job=job))
+        served(self.catalogue, self.catalogue.start(job=job))
         heir = self.catalogue.current
         child.revive()
         self.code = child.wait(UPDATE_S)
@@ -180,7 +180,7 @@ class Trial:
         ended = (said, job.state.value, job.error_code)
         self.expect("the job says in one clear line what is wrong", ended, ([f"bad_input: {job.error}"], "FAILED",
                     "bad_input"), "say BadInput where a file cannot be written")  # fmt: skip
-        served(self.run, self.catalogue, self.catalogue.start())
+        served(self.catalogue, self.catalogue.start())
 
     def hand_on(self) -> Job:
         self.look()

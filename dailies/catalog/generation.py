@@ -140,8 +140,8 @@ def sync(path: Path) -> None:
 def check_catalog(path: Path, deep: bool = True) -> None:
     """A database to which nothing more will be written is looked through as a whole, and put on the disk.
 
-    ``deep`` compares every row with every index, which takes four times as long: for one that did not go out from one
-    that was compared. Else each index is asked how many rows it knows.
+    ``deep`` compares every row with every index, which takes four times as long: where this was not done before, of
+    the generation that this one went out from. Else each index is asked how many rows it knows.
     """
     try:
         sync(path)
@@ -172,7 +172,7 @@ def _miscounted(database: sqlite3.Connection) -> list[str]:
 def complete(folder: str | Path, about: Mapping[str, Any], finished: Mapping[str, str] | None = None) -> str:
     """Check all files of a generation against each other, make them durable and read-only, and write ``meta.json``.
 
-    ``finished`` has the digests of those that were checked and put on the disk when they were made.
+    ``finished`` has the digests of those that were checked when they were made.
 
     ``about`` is what else is to be told: as_of, the staging's digest, the generation it came from, and as ``index``
     what the index says of itself. Model, dimension and total are read from the database, and must agree with what is
@@ -217,8 +217,7 @@ def _clear(place: Path) -> None:
 
 
 def _finish(path: Path, sha256: str | None) -> dict[str, Any]:
-    if sha256 is None:
-        sync(path)
+    sync(path)
     path.chmod(READ_ONLY)
     return {"sha256": sha256 or file_digest(path), "size": path.stat().st_size}
 

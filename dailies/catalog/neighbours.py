@@ -197,14 +197,14 @@ class _Work:
 
     def _offered(self, lists: Ids, fresh: Rows, known: Ids) -> int:
         """The new ones search, and offer themselves to the others."""
-        offers: list[tuple[Rows, Ids]] = []
         known[fresh] = np.iinfo(np.int64).max
+        gained = np.zeros(len(lists), dtype=bool)
         for rows, found in self._searched(fresh, max(self.width, self.breadth if is_lists(self.all.index) else 0)):
             lists[rows] = found[:, : self.width]
-            offers += [self._offers(rows, found, known)] if is_lists(self.all.index) else self._all_offers(rows, known)
-        to = np.concatenate([np.zeros(0, dtype=np.int64), *(rows for rows, _ in offers)])
-        keyed = np.concatenate([np.zeros(0, dtype=np.int64), *(keyed for _, keyed in offers)])
-        return _gain(lists, to, keyed, self.k)
+            near = is_lists(self.all.index)
+            for to, keyed in [self._offers(rows, found, known)] if near else self._all_offers(rows, known):
+                gained[_gain(lists, to, keyed, self.k)] = True
+        return int(gained.sum())
 
     def _searched(self, rows: Rows, count: int) -> Iterator[tuple[Rows, Ids]]:
         """In the order of the lists: those that look into the same ones find them in the processor's cache."""
@@ -261,8 +261,8 @@ def _strike(lists: Ids, gone: Ids) -> Rows:
     return np.concatenate(lost)
 
 
-def _gain(lists: Ids, to: Rows, keyed: Ids, k: int) -> int:
-    """Put each key into the list of its row; says how many lists became others, as far as they are shown."""
+def _gain(lists: Ids, to: Rows, keyed: Ids, k: int) -> Rows:
+    """Put each key into the list of its row; says which lists became others, as far as they are shown."""
     order = np.lexsort((~keyed, to))  # turned round without overflow: the least has no negative
     rows, starts, counts = np.unique(to[order], return_index=True, return_counts=True)
     width, rank = lists.shape[1], np.arange(len(order)) - np.repeat(starts, counts)
@@ -271,4 +271,4 @@ def _gain(lists: Ids, to: Rows, keyed: Ids, k: int) -> int:
     offered[np.repeat(np.arange(len(rows)), counts)[taken], rank[taken]] = keyed[order][taken]
     before = lists[rows, :k]
     lists[rows] = best(np.concatenate([lists[rows], offered], axis=1), width)
-    return int((lists[rows, :k] != before).any(axis=1).sum())
+    return np.asarray(rows[(lists[rows, :k] != before).any(axis=1)], dtype=np.int64)

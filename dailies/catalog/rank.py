@@ -37,12 +37,12 @@ def popularity(views: int | None, likes: int | None, published_at: int | None, a
 def rank(production_copy: str | Path, as_of: int, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
     """After it no living video's stored value is further than ``SLACK`` from the exact one at ``as_of``.
 
-    Rows all over the database change, and the journal of that stays in memory: an error takes everything back, a kill
-    leaves it torn.
+    Rows all over the database change, and a journal of that would be as large as it: whatever ends this half way, an
+    error or a kill, leaves it torn, and the copy has to be made anew.
     """
     path = Path(production_copy)
     with closing(open_to_write(path)) as database, writing(path):
-        database.execute("PRAGMA journal_mode = MEMORY")
+        database.execute("PRAGMA journal_mode = OFF")
         return _rank(database, as_of, progress or (lambda part: None))
 
 

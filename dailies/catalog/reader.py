@@ -12,10 +12,9 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from dailies.catalog.schema import connect, refusals
-from dailies.catalog.similar_file import listed, neighbours_of
+from dailies.catalog.similar_file import listed, neighbours_of, open_similar
 from dailies.errors import BadInput, Damaged, Missing, Transient
 from dailies.ledger.interface import Ledger
 
@@ -135,7 +134,7 @@ def agree(folder: Path, meta: Mapping[str, Any]) -> None:
         lists = listed(similar)
     accounts = {
         CATALOG: contents(folder),
-        INDEX: {"total": vectors, "dim": dim},
+        INDEX: {"total": vectors, **({"dim": dim} if vectors else {})},
         SIMILAR: {"total": lists},
         "what the index told of itself": meta.get("index", {}),
     }
@@ -156,12 +155,3 @@ def index_header(path: Path) -> tuple[int, int]:
         raise Damaged(f"{path} is no index: it has {len(head)} bytes")
     _, dim, vectors = struct.unpack("<4siq", head)
     return dim, vectors
-
-
-def open_similar(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise Missing(f"there is no {path.name} in {path.parent}")
-    with refusals(path):
-        return sqlite3.connect(
-            f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
-        )

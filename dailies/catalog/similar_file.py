@@ -12,11 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from dailies.catalog.schema import refusals
 from dailies.catalog.vectors import Hashes, Ids, made_whole, unkeyed
+from dailies.errors import BadInput, Missing
 
 SCHEMA = """
     PRAGMA page_size = 16384;
@@ -31,6 +33,7 @@ SCHEMA = """
     ) STRICT;
 """
 AT_ONCE, ROWS = 64, 256
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Similar:
 
 
 def write_similar(out: Path, facts: Mapping[str, Any], similar: Similar) -> None:
-    told = sorted((key, str(value)) for key, value in {**facts, "total": len(similar.ids)}.items())
+    about = {**facts, "format": FORMAT, "total": len(similar.ids)}
+    told = sorted((key, str(value)) for key, value in about.items())
     with made_whole(out) as temp, closing(sqlite3.connect(temp, isolation_level=None)) as database, refusals(out):
         database.executescript(SCHEMA)
         database.execute("BEGIN")
@@ -66,9 +70,8 @@ def read_similar(path: Path, facts: Mapping[str, Any]) -> Iterator[Similar] | No
         return None
     with refusals(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         told = dict(database.execute("SELECT key, value FROM meta"))
-    return (
-        _parts(path, int(told["width"])) if all(told.get(key) == str(value) for key, value in facts.items()) else None
-    )
+    fits = all(told.get(key) == str(value) for key, value in {**facts, "format": FORMAT}.items())
+    return _parts(path, int(told["width"])) if fits else None
 
 
 def _parts(path: Path, width: int) -> Iterator[Similar]:
@@ -78,6 +81,23 @@ def _parts(path: Path, width: int) -> Iterator[Similar]:
             ids, hashed, lists = (b"".join(row[column] for row in some) for column in range(3))
             lists_of = np.frombuffer(lists, dtype="<i8").reshape(-1, width)
             yield Similar(np.frombuffer(ids, dtype="<i8"), np.frombuffer(hashed, dtype="<u8"), lists_of)
+
+
+def open_similar(path: Path) -> sqlite3.Connection:
+    """Of a published generation, to which nobody writes any more."""
+    if not path.is_file():
+        raise Missing(f"there is no {path.name} in {path.parent}")
+    with refusals(path):
+        database = sqlite3.connect(
+            f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
+        )
+        try:
+            if database.execute("SELECT value FROM meta WHERE key = 'format'").fetchone() != (FORMAT,):
+                raise BadInput(f"{path} was made by another version of this program: run an update")
+        except BaseException:
+            database.close()
+            raise
+    return database
 
 
 def neighbours_of(database: sqlite3.Connection, number: int) -> list[tuple[int, float]]:

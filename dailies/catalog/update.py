@@ -32,7 +32,7 @@ from dailies.catalog.reader import CATALOG, FILES, INDEX, SIMILAR
 from dailies.catalog.schema import connect
 from dailies.catalog.service import service
 from dailies.catalog.staging import begin_staging, staging_digest
-from dailies.errors import BadInput, DailiesError, Damaged
+from dailies.errors import BadInput, DailiesError, Damaged, Transient
 from dailies.failpoints import failpoint
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
@@ -116,8 +116,8 @@ def disowned_if_refused(prod: Path) -> Iterator[None]:
     """The folder is nobody's again where nothing is in it: what was refused may have borne the wrong name."""
     try:
         yield
-    except DailiesError:
-        if [path.name for path in prod.iterdir()] == [OWNER]:
+    except DailiesError as error:
+        if not isinstance(error, Transient) and [path.name for path in prod.iterdir()] == [OWNER]:
             (prod / OWNER).unlink()
         raise
 
@@ -175,7 +175,7 @@ def merged(update: Update, progress: Progress) -> Facts:
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
-    """With it the database is finished; only from here on may a later attempt take it over. Whoever dies in the midst
+    """With it the database is finished; only from here on may a later attempt take it over. What ends it half way
     leaves it torn: then it is merged again."""
     if "sha256" not in note_of(update, CATALOG):
         if not note_of(update, CATALOG):
@@ -189,11 +189,11 @@ def ranked(update: Update, progress: Progress) -> Facts:
 
 def index(update: Update, progress: Progress) -> Facts:
     def make() -> Facts:
-        files = update.folder / CATALOG, update.folder / INDEX
+        files, old = (update.folder / CATALOG, update.folder / INDEX), before(update, INDEX)
         with ThreadPoolExecutor(1) as pool:  # what it is made of is looked through while it is made
-            checked = pool.submit(check_catalog, update.folder / CATALOG, deep=not update.base)
+            checked = pool.submit(check_catalog, update.folder / CATALOG, deep=old is None)
             try:
-                return build_index(*files, update.nlist, update.device, before(update, INDEX), progress, told=True)
+                return build_index(*files, update.nlist, update.device, old, progress, told=True)
             finally:
                 checked.result()  # its error before any other: that of the index may be a consequence
 
@@ -300,6 +300,7 @@ def clear_away(update: Update, ledger: Ledger, resource: str) -> list[str]:
 # ── what an attempt before this one has made ──────────────────────────────────────────────────────────────────────────
 
 NOTES = "made"
+FORMAT = 2  # of the files: what an older program made of them is not taken over
 
 
 def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts]) -> Facts:
@@ -308,7 +309,7 @@ def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts])
     Taken over is a copy, and never the file itself: who is only frozen may still write to his. Only what is finished
     is, and bears its digest: the database has yet to be ranked.
     """
-    key = digest(asked)
+    key = digest([FORMAT, *asked])
     if note_of(update, file).get("key") != key and not take_over(update, file, key):
         found: Facts = {"key": key, "facts": make()}
         if file != CATALOG:
@@ -319,7 +320,10 @@ def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts])
 
 def take_over(update: Update, file: str, key: str) -> bool:
     for path in sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True):
-        theirs = json.loads(path.read_bytes())
+        try:
+            theirs = json.loads(path.read_bytes())
+        except FileNotFoundError:  # whoever is only frozen takes his back before he ranks
+            continue
         if theirs["key"] != key or "sha256" not in theirs:
             continue
         update.folder.mkdir(exist_ok=True)

@@ -209,10 +209,10 @@ class Exact:
         self.found[rows] = best(np.concatenate([before, keyed], axis=1), self.count)
 
 
-def probe(vectors: Vectors, ids: Ids, count: int = NEIGHBOURS) -> Exact:
+def probe(vectors: Vectors, ids: Ids) -> Exact:
     """A few of them to measure by: always the same ones."""
     asked = ids[sample(ids, PROBED, PROBE_SEED)]
-    return Exact(vectors.some(asked), asked, count)
+    return Exact(vectors.some(asked), asked, NEIGHBOURS)
 
 
 def recall(found: Ids, exact: Ids) -> float:

@@ -18,7 +18,7 @@ from dailies.canonical import file_digest
 from dailies.catalog import generation
 from dailies.catalog.generation import clone, complete, copy, fence_of, name_of, prepare, publish, sweep
 from dailies.catalog.merge import merge
-from dailies.catalog.reader import Catalog
+from dailies.catalog.reader import FILES, Catalog
 from dailies.errors import BadInput, Conflict, Damaged, Fenced, Missing
 from dailies.ledger.sqlite import SqliteLedger
 from tests.unit.catalog import generations
@@ -211,8 +211,9 @@ def test_what_a_killed_copy_left_is_cleared_away(prod: Path) -> None:
     assert names(folder) == ["catalog.db", "index.faiss", "meta.json", "similar.db"]
 
 
+@pytest.mark.parametrize("checked", [False, True])
 def test_everything_is_on_the_disk_before_the_mark_of_a_finished_one(
-    prod: Path, monkeypatch: pytest.MonkeyPatch
+    prod: Path, monkeypatch: pytest.MonkeyPatch, checked: bool
 ) -> None:
     folder = prepare(prod, "gen-000001", None)
     fill(folder)
@@ -220,7 +221,7 @@ def test_everything_is_on_the_disk_before_the_mark_of_a_finished_one(
     sync, write = generation.sync, generation.write_atomically
     monkeypatch.setattr(generation, "sync", lambda path: [done.append(path.name), sync(path)])
     monkeypatch.setattr(generation, "write_atomically", lambda path, data: [done.append(path.name), write(path, data)])
-    complete(folder, ABOUT)
+    complete(folder, ABOUT, {file: file_digest(folder / file) for file in FILES} if checked else None)
     assert list(dict.fromkeys(done)) == ["catalog.db", "index.faiss", "similar.db", "meta.json", "gen-000001", "prod"]
 
 

@@ -190,6 +190,14 @@ def test_another_count_of_neighbours_is_computed_anew(tmp_path: Path) -> None:
     assert lists_in(tmp_path / "b.similar") == nearest_by_hand(vectors, 7)
 
 
+def test_those_in_the_form_of_another_version_are_computed_anew(tmp_path: Path) -> None:
+    vectors = numbered(clustered(200))
+    found(tmp_path, "a", vectors)
+    with closing(sqlite3.connect(tmp_path / "a.similar")) as database, database:
+        database.execute("UPDATE meta SET value = '1' WHERE key = 'format'")
+    assert not found(tmp_path, "b", vectors, "a")["updated"]
+
+
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
 def test_a_reader_finds_the_list_of_each_and_of_nobody_else(tmp_path: Path, count: int) -> None:
     """Many lists share a row of the file, and between the ids there are gaps."""

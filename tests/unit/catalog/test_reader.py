@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def test_a_reader_sees_its_generation_and_what_belongs_to_it(prod: Path, ledger:
         assert catalog.neighbours(9) == []
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             catalog.videos.execute("DELETE FROM videos")
+
+
+def test_neighbours_in_the_form_of_another_version_are_refused_in_one_line(
+    prod: Path, ledger: SqliteLedger, clock: Clock
+) -> None:
+    published(ledger, clock, prod, 1)
+    path = prod / "gen-000001" / "similar.db"
+    path.chmod(0o644)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE meta SET value = '1' WHERE key = 'format'")
+    with pytest.raises(BadInput, match=r"similar\.db was made by another version of this program: run an update$"):
+        Catalog.open(prod, ledger, RESOURCE)
 
 
 def test_nothing_published_is_said(prod: Path, ledger: SqliteLedger) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from dailies.canonical import file_digest
 from dailies.catalog import update as stages
-from dailies.catalog.reader import CATALOG
+from dailies.catalog.reader import CATALOG, INDEX, META, read_meta
 from dailies.catalog.update import Update, run_stage
-from dailies.errors import BadInput, Damaged, Injected
+from dailies.errors import BadInput, Damaged, Injected, Transient
 from tests.unit.catalog import generations
 from tests.unit.catalog.rows import T0, add, dump, embedding, instance, production, staging, video
 
@@ -82,18 +82,39 @@ def test_another_moment_is_another_ranking(prod: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "compared", "says"),
     [
-        (generations.spoil_index, "21 of 22 rows in index videos_popularity"),
-        (generations.spoil_parents, "damaged: 22 rows without their parent"),
-        (generations.spoil_pages, "damaged"),
+        (generations.spoil_index, True, "21 of 22 rows in index videos_popularity"),
+        (generations.spoil_index, False, "row 22 missing from index videos_popularity"),
+        (generations.spoil_parents, True, "damaged: 22 rows without their parent"),
+        (generations.spoil_pages, True, "damaged"),
     ],
 )
 def test_what_is_damaged_is_found_while_the_index_is_made_of_it(
-    prod: Path, spoil: Callable[[Path], None], says: str
+    prod: Path, spoil: Callable[[Path], None], compared: bool, says: str
 ) -> None:
+    """An index before shows that the database before was compared, row by row."""
+    if compared:
+        (prod / BASE / INDEX).write_bytes(b"")
     folder = run(prod, 2, "merge", "popularity").parent
     spoil(folder)
     with pytest.raises((Damaged, BadInput), match=says):
         run(prod, 2, "index")
     assert not (prod / "made" / "gen-000002.index.faiss.json").exists()
+
+
+def test_a_catalogue_in_which_nothing_is_yet_is_whole_as_well(tmp_path: Path) -> None:
+    add(staging(tmp_path / "staging.db", T0), "instances", instance())
+    update = Update(tmp_path, "", T0, fence=1)
+    for name in ("embeddings", "merge", "popularity", "index", "similar", "complete"):
+        run_stage(name, update.to_json(), lambda part: None)
+    assert read_meta(update.folder)["total"] == 0
+    assert (update.folder / META).is_file()
+
+
+@pytest.mark.parametrize(("error", "kept"), [(BadInput("no such list"), False), (Transient("it answers 503"), True)])
+def test_a_folder_stays_in_the_hands_of_whoever_may_try_again(tmp_path: Path, error: Exception, kept: bool) -> None:
+    stages.owned(tmp_path, "catalog:films")
+    with pytest.raises(type(error)), stages.disowned_if_refused(tmp_path):
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == (["catalog.json"] if kept else [])
