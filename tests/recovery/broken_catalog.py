@@ -241,7 +241,7 @@ IN_A_STAGE: dict[tuple[str, str], tuple[Callable[[Patch], None], Callable[[Updat
     ("forgets", "index"): (makes_all_anew, same),
     ("makes-twice", "index"): (makes_it_twice, same),
     ("says-nothing", "embeddings"): (keeps_it_to_itself, same),
-    ("shrugs", "popularity"): (goes_on_regardless, same),
+    ("shrugs", "counts"): (goes_on_regardless, same),
     ("mixes", "similar"): (as_it_is, mixes_generations),
     ("mixes", "complete"): (trusts_its_files, same),
 }
