@@ -111,7 +111,7 @@ def neighbours_of(database: sqlite3.Connection, number: int) -> list[tuple[int, 
     ((count,),) = database.execute("SELECT value FROM meta WHERE key = 'k'")
     keyed = np.frombuffer(found[1], dtype="<i8").reshape(len(found[0]) // 8, -1)[row[0], : int(count)]
     ids, scores = unkeyed(keyed)
-    return [(number, score) for number, score in zip(ids.tolist(), scores.tolist(), strict=True) if number >= 0]
+    return [(other, score) for other, score in zip(ids.tolist(), scores.tolist(), strict=True) if other >= 0]
 
 
 def listed(database: sqlite3.Connection) -> int:

@@ -73,6 +73,13 @@ def test_it_is_taken_over_once_it_is_ranked_and_not_before(prod: Path, monkeypat
     assert whole == file_digest(prod / "gen-000003" / CATALOG)
 
 
+def test_a_note_that_is_taken_back_while_notes_are_read_is_passed_over(prod: Path) -> None:
+    """Its name is listed still, and the file is gone: as where a frozen predecessor wakes up and begins to rank."""
+    whole = file_digest(run(prod, 2, "merge", "popularity"))
+    (prod / "made" / "gen-000003.catalog.db.json").symlink_to(prod / "taken back")
+    assert file_digest(run(prod, 4, "merge", "popularity")) == whole
+
+
 def test_another_moment_is_another_ranking(prod: Path) -> None:
     first = run(prod, 2, "merge", "popularity")
     later = Update(prod, "", T0 + 86_400_000, fence=3, base=BASE)
