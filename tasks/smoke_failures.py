@@ -28,7 +28,7 @@ from tasks.smoke_plan import MAKES, Failure, made_before
 from tasks.smoke_reader import Reader
 from tasks.smoke_rows import opened
 
-WATCHED = "; ".join(f"{name}=sleep(0)" for name in MAKES.values())
+WATCHED = "; ".join(f"{name}=sleep(0)" for names in MAKES.values() for name in names)
 FREEZE_S = 30.0
 STEADY = {1: Behaviour("lying"), 2: Behaviour("slow", delay_s=0.01)}
 HOSTS = 4

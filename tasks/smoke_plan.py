@@ -21,11 +21,10 @@ BEHIND = (
     "show_catalog:",
     "sweep_catalog:",
 )
-# What is passed while a file is made, by the step that finishes it.
+# What is passed while files are made, by the step that finishes them.
 MAKES = {
-    "rank_videos": "catalog.during_merge",
-    "index_videos": "catalog.during_ann_build",
-    "relate_videos": "catalog.similar",
+    "index_videos": ("catalog.during_merge", "catalog.during_ann_build"),
+    "relate_videos": ("catalog.similar",),
 }
 
 
@@ -77,4 +76,4 @@ def made_before(failure: Failure) -> set[str]:
     step, _, at = failure.point.partition(":")
     order = [each.name for each in STEPS]
     done = order[: order.index(step) + (at != "before")]
-    return {MAKES[name] for name in done if name in MAKES}
+    return {passed for name in done for passed in MAKES.get(name, ())}

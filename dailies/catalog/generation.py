@@ -14,6 +14,8 @@ import shutil
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from dailies.ledger.records import Lease
 FICLONE = 0x40049409
 NAME = re.compile(r"gen-(\d{6,})")
 READ_ONLY = 0o444
-WHOLE_INDEXES = "SELECT tbl_name, name FROM sqlite_schema WHERE type = 'index' AND name != 'videos_removed'"
+WHOLE_INDEXES = """SELECT tbl_name, name FROM sqlite_schema WHERE type = 'index' AND name != 'videos_removed'
+    ORDER BY tbl_name, name"""
 NOT_HERE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY, errno.EPERM}
 
 
@@ -55,16 +58,34 @@ def prepare(prod: str | Path, name: str, previous: str | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
-            left.unlink()
+            if left != _ahead(folder, previous):
+                left.unlink()
         if previous is None:
             create(folder / CATALOG, "production")
         else:
-            source = Path(prod) / previous / CATALOG
-            connect(source, "production", immutable=True).close()
-            copy(source, folder / CATALOG)
+            copy_ahead(prod, name, previous)
+            _ahead(folder, previous).replace(folder / CATALOG)
     except OSError as error:
         raise no_room(folder, error) from error
     return folder
+
+
+def copy_ahead(prod: str | Path, name: str, previous: str) -> None:
+    """What takes longest of ``prepare``, for a caller who has other work meanwhile. Nothing is done twice."""
+    folder, source = Path(prod) / name, Path(prod) / previous / CATALOG
+    ahead = _ahead(folder, previous)
+    connect(source, "production", immutable=True).close()
+    if any(path.exists() for path in (ahead, folder / CATALOG, folder / META)):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        copy(source, ahead)
+    except OSError as error:
+        raise no_room(folder, error) from error
+
+
+def _ahead(folder: Path, previous: str | None) -> Path:
+    return folder / f".{previous}.{CATALOG}"
 
 
 def no_room(path: Path, error: OSError) -> BadInput:
@@ -138,19 +159,15 @@ def sync(path: Path) -> None:
 
 
 def check_catalog(path: Path, deep: bool = True) -> None:
-    """A database to which nothing more will be written is looked through as a whole, and put on the disk.
+    """A database to which nothing more will be written is looked through as a whole.
 
     ``deep`` compares every row with every index, which takes four times as long: where this was not done before, of
     the generation that this one went out from. Else each index is asked how many rows it knows.
     """
-    try:
-        sync(path)
-        with closing(connect(path, "production", immutable=True)) as database, refusals(path):
-            said = [row[0] for row in database.execute(f"PRAGMA {'integrity' if deep else 'quick'}_check(3)")]
-            faults = [fault for fault in said if fault != "ok"] + ([] if deep else _miscounted(database))
-            orphans = database.execute("PRAGMA foreign_key_check").fetchall()
-    except OSError as error:
-        raise no_room(path, error) from error
+    with closing(connect(path, "production", immutable=True)) as database, refusals(path):
+        said = [row[0] for row in database.execute(f"PRAGMA {'integrity' if deep else 'quick'}_check(3)")]
+        faults = [fault for fault in said if fault != "ok"] + ([] if deep else _miscounted(database))
+        orphans = database.execute("PRAGMA foreign_key_check").fetchall()
     if orphans:
         faults.append(f"{len(orphans)} rows without their parent")
     if faults:
@@ -160,12 +177,13 @@ def check_catalog(path: Path, deep: bool = True) -> None:
 def _miscounted(database: sqlite3.Connection) -> list[str]:
     """Indexes that know of more or fewer rows than their table has."""
     faults = []
-    for table, index in database.execute(WHOLE_INDEXES).fetchall():
-        # A sum, for a plain count looks into whichever index is the smallest.
-        ways = (f"SELECT sum(1) FROM {table} {way}" for way in ("NOT INDEXED", f"INDEXED BY {index}"))
-        rows, known = (database.execute(way).fetchone()[0] for way in ways)
-        if known != rows:
-            faults.append(f"{known} of {rows} rows in index {index}")
+    for table, indexes in groupby(database.execute(WHOLE_INDEXES).fetchall(), key=itemgetter(0)):
+        rows = database.execute(f"SELECT count(*) FROM {table} NOT INDEXED").fetchone()[0]
+        for _, index in indexes:
+            # A sum, for a plain count looks into whichever index is the smallest.
+            known = database.execute(f"SELECT ifnull(sum(1), 0) FROM {table} INDEXED BY {index}").fetchone()[0]
+            if known != rows:
+                faults.append(f"{known} of {rows} rows in index {index}")
     return faults
 
 

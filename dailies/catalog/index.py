@@ -13,7 +13,7 @@ order of its ids, so that an index tells nothing of how many updates it took.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -28,6 +28,7 @@ from dailies.catalog.index_file import (
     FLAT,
     LISTS,
     About,
+    Codes,
     Contents,
     Probed,
     contents,
@@ -36,6 +37,8 @@ from dailies.catalog.index_file import (
     load_index,
     search,
     search_keys,
+    write_lists,
+    write_nprobe,
 )
 from dailies.catalog.vectors import (
     ID_MASK,
@@ -90,14 +93,12 @@ def build_index(
         raise BadInput(f"nlist {nlist} on the device {device!r}: ask for 0 (chosen) or more, on cpu or gpu")
     build = _Build(vectors_of(Path(db)), nlist, clusters.assigner(device), told, recall_floor, progress)
     log.info("action=index mode=%s total=%d", device, build.vectors.total)
-    if build.vectors.total < flat_below:
-        index, probed, facts = build.flat()
-    else:
-        index, probed, facts = (previous and build.updated(Path(previous))) or build.anew()
-    about = About(build.vectors.model, facts["trained_on"], nlist, facts["note"], probed)
     with made_whole(Path(out)) as temp:
-        faiss.write_index(index, str(temp))
-        about.append_to(temp)
+        if build.vectors.total < flat_below:
+            probed, facts = build.flat(temp)
+        else:
+            probed, facts = (previous and build.updated(Path(previous), temp)) or build.anew(temp)
+        About(build.vectors.model, facts["trained_on"], nlist, facts["note"], probed).append_to(temp)
     progress(1.0)
     meta = {"dim": build.vectors.dim, "mode": device, "model": build.vectors.model, "total": build.vectors.total}
     log.info("action=indexed mode=%s type=%s nlist=%s nprobe=%s recall=%s", device, *(facts[name] for name in SAID))
@@ -106,7 +107,7 @@ def build_index(
 
 SAID = ("type", "nlist", "nprobe", "recall")
 
-Made = tuple[Any, Probed, dict[str, Any]]
+Made = tuple[Probed, dict[str, Any]]
 
 
 @dataclass
@@ -118,15 +119,16 @@ class _Build:
     recall_floor: float
     progress: Progress
 
-    def flat(self) -> Made:
+    def flat(self, out: Path) -> Made:
         index = faiss.IndexIDMap2(faiss.IndexFlatIP(max(1, self.vectors.dim)))
         failpoint("catalog.during_ann_build")
         for ids, matrix in self.vectors.blocks():
             index.add_with_ids(matrix, ids)
             self.progress(index.ntotal / self.vectors.total)
-        return index, Probed(), _facts(FLAT, 0, 0, 1.0, 0, added=self.vectors.total)
+        faiss.write_index(index, str(out))
+        return Probed(), _facts(FLAT, 0, 0, 1.0, 0, added=self.vectors.total)
 
-    def anew(self) -> Made:
+    def anew(self, out: Path) -> Made:
         ids = self.vectors.ids()
         nlist, note = self._lists()
         chosen = ids[sample(ids, nlist * POINTS, TRAINING_SEED)]
@@ -148,33 +150,37 @@ class _Build:
                 f"the index finds {measured:.3f} of the {NEIGHBOURS} nearest, and {self.recall_floor:g} is asked, with "
                 f"{nprobe} of its {nlist} lists looked into: ask for fewer lists (nlist), or for none (flat_below)"
             )
-        facts = _facts(LISTS, nlist, nprobe, measured, len(ids), added=len(ids), note=note)
-        return index, Probed.of(exact), facts
+        faiss.write_index(index, str(out))
+        return Probed.of(exact), _facts(LISTS, nlist, nprobe, measured, len(ids), added=len(ids), note=note)
 
-    def updated(self, previous: Path) -> Made | None:
-        """None where the index before does not fit any more, or never did."""
+    def updated(self, previous: Path, out: Path) -> Made | None:
+        """None where the index before does not fit any more, or never did. Of neither is more than a list at a time in
+        memory: what was written is asked as it lies there."""
         try:
-            about, index = About.of(previous), load_index(previous)
-        except DailiesError as error:
+            about, before = About.of(previous), load_index(previous, mapped=True)
+        except (DailiesError, OSError) as error:
             log.warning("action=index_anew reason=%s", error)
             return None
-        if not self._fits(about, index):
+        if not self._fits(about, before):
             return None
-        held, ids = contents(index), self.vectors.ids()
+        held, ids = contents(before), self.vectors.ids()
         changes = (self._as_told(held, ids) if self.told else None) or self._compared(held)
         if len(changes.ids) + len(changes.gone) > self.vectors.total // 2:
             return None
         failpoint("catalog.during_ann_build")
         exact = probe(self.vectors, ids)
         known = _known(about.probed, exact, changes)
-        self._apply(index, changes)
+        empty = self._write_changed(out, before, changes)
+        index = load_index(out, mapped=True)
         exact.found[~known] = _everywhere(index, exact.asked[~known], exact.own[~known])
         nprobe, measured = _probes(index, exact)
         if measured < self.recall_floor:
             return None
+        empty.nprobe = nprobe
+        write_nprobe(out, empty, self.vectors.total)
         counts = {"added": len(changes.ids), "removed": len(changes.gone)}
         facts = _facts(LISTS, index.nlist, nprobe, measured, about.trained_on, **counts, note=about.note)
-        return index, Probed.of(exact), facts
+        return Probed.of(exact), facts
 
     def _fits(self, about: About, index: Any) -> bool:
         if not is_lists(index) or (about.model, index.d) != (self.vectors.model, self.vectors.dim):
@@ -220,17 +226,15 @@ class _Build:
             self.progress(0.8 * seen / self.vectors.total)
         return _Changes(np.concatenate(new_ids), np.concatenate(new_vectors), held.ids[~still], held.lists[~still])
 
-    def _apply(self, index: Any, changes: _Changes) -> None:
-        centres = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+    def _write_changed(self, out: Path, before: Any, changes: _Changes) -> Any:
+        """The lists of `before` as they are now; returns the index without them."""
+        centres = faiss.downcast_index(before.quantizer).reconstruct_n(0, before.nlist)
         into = self.assigner(centres)(changes.vectors) if len(changes.ids) else np.zeros(0, dtype=np.int64)
-        codes = changes.vectors.astype("<f2")
-        for number in np.union1d(into, changes.gone_from).tolist():
-            ids, old = entries(index, number)
-            keep = ~np.isin(ids, changes.gone[changes.gone_from == number])
-            all_ids = np.concatenate([ids[keep], changes.ids[into == number]])
-            order = np.argsort(all_ids, kind="stable")
-            _replace(index, number, all_ids[order], np.concatenate([old[keep], codes[into == number]])[order])
-        index.ntotal = self.vectors.total
+        sizes = np.array([before.invlists.list_size(number) for number in range(before.nlist)])
+        sizes += np.bincount(into, minlength=len(sizes)) - np.bincount(changes.gone_from, minlength=len(sizes))
+        empty = _empty(centres)
+        write_lists(out, empty, sizes, _changed_lists(before, changes, into))
+        return empty
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,24 @@ class _Changes:
     vectors: Matrix
     gone: Ids
     gone_from: NDArray[np.int64]
+
+
+def _changed_lists(before: Any, changes: _Changes, into: Ids) -> Iterator[tuple[Ids, Codes]]:
+    codes = changes.vectors.astype("<f2")
+    come, gone = _rows_of_lists(into, before.nlist), _rows_of_lists(changes.gone_from, before.nlist)
+    for number in range(before.nlist):
+        ids, old = entries(before, number)
+        if len(come[number]) or len(gone[number]):
+            keep = ~np.isin(ids, changes.gone[gone[number]])
+            ids = np.concatenate([ids[keep], changes.ids[come[number]]])
+            order = np.argsort(ids, kind="stable")
+            ids, old = ids[order], np.concatenate([old[keep], codes[come[number]]])[order]
+        yield ids, old
+
+
+def _rows_of_lists(lists: Ids, nlist: int) -> list[NDArray[np.int64]]:
+    order = np.argsort(lists, kind="stable")
+    return np.split(order, np.searchsorted(lists[order], np.arange(1, nlist)))
 
 
 def _known(probed: Probed, exact: Exact, changes: _Changes) -> NDArray[np.bool_]:
@@ -303,13 +325,6 @@ def _empty(centres: Matrix) -> Any:
 def _add(index: Any, ids: Ids, matrix: Matrix, lists: Ids) -> None:
     matrix = np.ascontiguousarray(matrix, dtype=np.float32)
     index.add_core(len(ids), faiss.swig_ptr(matrix), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
-
-
-def _replace(index: Any, number: int, ids: Ids, vectors: NDArray[np.float16]) -> None:
-    codes = np.ascontiguousarray(vectors).view(np.uint8)
-    index.invlists.resize(number, len(ids))
-    if len(ids):
-        index.invlists.update_entries(number, 0, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
 
 
 def _probes(index: Any, exact: Exact) -> tuple[int, float]:

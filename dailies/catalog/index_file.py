@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import faiss
@@ -36,6 +37,11 @@ MORE = 4
 FOUND_AT_ONCE = 20_000_000
 MARK, LONGEST_ABOUT = b"\ndailies index ", 1 << 18
 PIECE = 16_384
+# How FAISS tells of its lists: that they are in memory, how many, how long an entry is, and the length of each.
+SIZES = Struct("<4sQQ4sQ")
+WRITTEN_AT_ONCE = 1 << 20
+
+Codes = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,33 @@ def load_index(path: Path, *, mapped: bool = False) -> Any:
         lists: Any = faiss.downcast_InvertedLists(index.invlists)
         lists.prefetch_nthread = 0  # it has 32 threads to read ahead with, and a search takes half as long again
     return index
+
+
+def write_lists(path: Path, empty: Any, sizes: NDArray[np.int64], lists: Iterable[tuple[Ids, Codes]]) -> None:
+    """What FAISS writes of an index that holds these, one list after the other and never all of them in memory.
+
+    `empty` is the same without them: what FAISS makes of it ends with its lists, of which it says that there are none.
+    """
+    told = SIZES.pack(b"ilar", len(sizes), empty.code_size, b"full", len(sizes)) + sizes.astype("<u8").tobytes()
+    with path.open("wb", buffering=WRITTEN_AT_ONCE) as file:
+        file.write(_head(empty, int(sizes.sum())) + told)
+        for ids, codes in lists:
+            file.write(np.ascontiguousarray(codes).data)
+            file.write(np.ascontiguousarray(ids).data)
+
+
+def write_nprobe(path: Path, empty: Any, total: int) -> None:
+    """Into a file that was written with another one."""
+    with path.open("r+b") as file:
+        file.write(_head(empty, total))
+
+
+def _head(empty: Any, total: int) -> bytes:
+    empty.ntotal = total
+    head: bytes = faiss.serialize_index(empty).tobytes()
+    none = SIZES.pack(b"ilar", empty.nlist, empty.code_size, b"sprs", 0)
+    assert head.endswith(none), "FAISS writes its lists another way: this program was made for another version of it"
+    return head.removesuffix(none)
 
 
 def search(index: Any, asked: Matrix, count: int = NEIGHBOURS, own: Ids | None = None) -> tuple[Ids, Matrix]:

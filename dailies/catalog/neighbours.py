@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from dailies.failpoints import failpoint
 log = logging.getLogger("dailies.catalog")
 
 BATCH, PIECE, OFFERED = 8192, 16_384, 1024
-BREADTH, RESERVE = 160, 8
+BREADTH, RESERVE, SPARSE = 160, 8, 16
 # Many questions against everything are one product of matrices, several times as fast for each vector as a look into
 # lists: where text is so varied that more than this part of the lists is looked into, lists are the slower way.
 EXACT_FASTER = 6
@@ -107,7 +108,16 @@ class _Catalogue:
         return self.held.matrix(rows)
 
     def rows(self, ids: Ids) -> Rows:
-        return np.searchsorted(self.ids, ids)
+        return np.searchsorted(self.ids, ids) if self.row_of is None else self.row_of[ids]
+
+    @cached_property
+    def row_of(self) -> Rows | None:
+        """By id. None where ids are so far apart that such a table would be large."""
+        if not len(self.ids) or self.ids[-1] > SPARSE * len(self.ids):
+            return None
+        table = np.zeros(self.ids[-1] + 1, dtype=np.int64)
+        table[self.ids] = np.arange(len(self.ids))
+        return table
 
 
 def _catalogue(index: Any, probed: Probed) -> _Catalogue:

@@ -51,7 +51,8 @@ def _rank(database: sqlite3.Connection, as_of: int, progress: Callable[[float], 
         rewritten = database.execute(
             f"""UPDATE videos SET popularity = {EXACT}, popularity_as_of = :as_of
                 WHERE removed_at IS NULL AND (
-                    popularity_as_of IS NULL OR abs(popularity - {EXACT}) > {SLACK} * {EXACT})""",
+                    popularity_as_of IS NULL
+                    OR {EXACT} NOT BETWEEN popularity / (1.0 + {SLACK}) AND popularity / (1.0 - {SLACK}))""",
             {"as_of": as_of},
         ).rowcount
         if database.execute("SELECT as_of FROM ranked").fetchall() != [(as_of,)]:

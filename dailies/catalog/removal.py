@@ -68,7 +68,7 @@ def bury(database: sqlite3.Connection, as_of: int) -> dict[str, int]:
     """Tombstones for what was found gone. The rows stay, for the id of a video is never another's; the vectors go."""
     database.execute(
         """INSERT INTO main.changed_embeddings
-           SELECT id, 'removed' FROM gone_videos WHERE id IN (SELECT id FROM main.video_embeddings) ORDER BY id"""
+           SELECT id, 'removed' FROM gone_videos CROSS JOIN main.video_embeddings USING (id) ORDER BY id"""
     )
     vectors = database.execute("DELETE FROM main.video_embeddings WHERE id IN (SELECT id FROM gone_videos)").rowcount
     videos = database.execute(

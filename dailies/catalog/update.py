@@ -22,7 +22,18 @@ from dailies.catalog.clusters import assigner
 from dailies.catalog.crawl_options import Crawl
 from dailies.catalog.embed import build_embeddings
 from dailies.catalog.embedders import DEFAULT, embedder
-from dailies.catalog.generation import check_catalog, clone, complete, name_of, no_room, prepare, publish, sweep
+from dailies.catalog.generation import (
+    check_catalog,
+    clone,
+    complete,
+    copy_ahead,
+    name_of,
+    no_room,
+    prepare,
+    publish,
+    sweep,
+    sync,
+)
 from dailies.catalog.hosts import read_whitelist, refuse_private
 from dailies.catalog.index import build_index
 from dailies.catalog.merge import merge
@@ -156,7 +167,12 @@ def counts(update: Update, progress: Progress) -> Facts:
 
 
 def embeddings(update: Update, progress: Progress) -> Facts:
-    return build_embeddings(str(update.staging), update.production, update.model, update.embeds_on, progress)
+    def copied() -> None:
+        if update.base:
+            copy_ahead(update.prod, update.name, update.base)
+
+    with beside(copied):
+        return build_embeddings(str(update.staging), update.production, update.model, update.embeds_on, progress)
 
 
 # ── the next generation ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,30 +191,40 @@ def merged(update: Update, progress: Progress) -> Facts:
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
-    """With it the database is finished; only from here on may a later attempt take it over. What ends it half way
-    leaves it torn: then it is merged again."""
-    if "sha256" not in note_of(update, CATALOG):
-        if not note_of(update, CATALOG):
-            merged(update, progress)
-        found = note_of(update, CATALOG)
+    """With it the database is finished. What ends it half way leaves it torn: then it is merged again."""
+    if not note_of(update, CATALOG):
+        merged(update, progress)
+    found = note_of(update, CATALOG)
+    if "ranked" not in found:
         note_path(update, CATALOG).unlink()
         found["ranked"] = rank(update.folder / CATALOG, update.as_of, progress)
-        note(update, CATALOG, {**found, "sha256": file_digest(update.folder / CATALOG)})
-    return dict(note_of(update, CATALOG)["ranked"])
+        note(update, CATALOG, found)
+    return dict(found["ranked"])
 
 
 def index(update: Update, progress: Progress) -> Facts:
     def make() -> Facts:
         files, old = (update.folder / CATALOG, update.folder / INDEX), before(update, INDEX)
-        with ThreadPoolExecutor(1) as pool:  # what it is made of is looked through while it is made
-            checked = pool.submit(check_catalog, update.folder / CATALOG, deep=old is None)
-            try:
+        try:
+            with beside(lambda: finished(update)):
                 return build_index(*files, update.nlist, update.device, old, progress, told=True)
-            finally:
-                checked.result()  # its error before any other: that of the index may be a consequence
+        except Exception:
+            checked(update)  # what is wrong may be the database
+            raise
 
-    what = (sha256_of(update, CATALOG), update.base, update.nlist, update.device)
+    what = (note_of(update, CATALOG)["key"], update.base, update.nlist, update.device)
     return made(update, INDEX, list(what), make)
+
+
+def finished(update: Update) -> None:
+    """The database is on the disk and bears its digest: from here on a later attempt may take it over."""
+    found, path = note_of(update, CATALOG), update.folder / CATALOG
+    if "sha256" not in found:
+        try:
+            sync(path)
+        except OSError as error:
+            raise no_room(path, error) from error
+        note(update, CATALOG, {**found, "sha256": file_digest(path)})
 
 
 def similar(update: Update, progress: Progress) -> Facts:
@@ -206,10 +232,38 @@ def similar(update: Update, progress: Progress) -> Facts:
 
     def make() -> Facts:
         files = update.folder / INDEX, update.folder / SIMILAR
-        return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
+        with beside(lambda: checked(update)):
+            return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
 
     what = (sha256_of(update, INDEX), update.base, update.neighbours)
     return made(update, SIMILAR, list(what), make)
+
+
+def checked(update: Update) -> None:
+    """Nobody takes over a database that is damaged, nor what was made of it."""
+    found = note_of(update, CATALOG)
+    if "checked" not in found:
+        try:
+            check_catalog(update.folder / CATALOG, deep=before(update, INDEX) is None)
+        except Damaged:
+            for file in (CATALOG, INDEX):
+                for path in notes_of(update, file):
+                    path.unlink(missing_ok=True)
+            raise
+        note(update, CATALOG, {**found, "checked": True})
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[None]:
+    """On a second thread. Its error comes before any other, which may be a consequence; but not before an interrupt."""
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            yield
+        except Exception:
+            working.result()
+            raise
+        working.result()
 
 
 def before(update: Update, file: str) -> Path | None:
@@ -232,8 +286,10 @@ def completed(update: Update, progress: Progress) -> Facts:
         "staging_digest": note_of(update, CATALOG)["facts"]["staging_digest"],
         "total": about["total"],
     }
-    finished = {file: sha256_of(update, file) for file in FILES}
-    return {"digest": complete(update.folder, meta, finished), "total": about["total"]}
+    for sure in (finished, checked):  # who took over the other files may have merged anew
+        sure(update)
+    digests = {file: sha256_of(update, file) for file in FILES}
+    return {"digest": complete(update.folder, meta, digests), "total": about["total"]}
 
 
 STAGES: Mapping[str, Callable[[Update, Progress], Facts]] = {
@@ -319,7 +375,7 @@ def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts])
 
 
 def take_over(update: Update, file: str, key: str) -> bool:
-    for path in sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True):
+    for path in notes_of(update, file):
         try:
             theirs = json.loads(path.read_bytes())
         except FileNotFoundError:  # whoever is only frozen takes his back before he ranks
@@ -342,6 +398,11 @@ def sha256_of(update: Update, file: str) -> str:
 
 def note_path(update: Update, file: str) -> Path:
     return update.prod / NOTES / f"{update.name}.{file}.json"
+
+
+def notes_of(update: Update, file: str) -> list[Path]:
+    """Of all attempts, the latest first."""
+    return sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True)
 
 
 def note(update: Update, file: str, what: Facts) -> None:

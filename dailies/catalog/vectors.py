@@ -72,7 +72,8 @@ class Vectors:
 
     def ids(self) -> Ids:
         with closing(connect(self.db, "production")) as database:  # without an order: so it reads the smallest index
-            return np.sort(np.array([row[0] for row in database.execute("SELECT id FROM video_embeddings")], np.int64))
+            told = database.execute("SELECT group_concat(id) FROM video_embeddings").fetchone()[0]
+        return np.sort(np.fromstring(told or "", dtype=np.int64, sep=","))
 
     def changes(self) -> dict[str, Ids]:
         """The ids of those that the merge says are ``new``, ``changed`` or ``removed``."""
@@ -134,7 +135,9 @@ def vector(database: sqlite3.Connection, video: int) -> Matrix | None:
 def hashes(matrix: NDArray[np.floating]) -> Hashes:
     """64 bits for each row: whether a vector is still the one that it was."""
     halves = matrix.astype("<f2", copy=False).view("<u2")
-    words = np.pad(halves, ((0, 0), (0, -halves.shape[1] % 4))).view("<u8").astype(np.uint64)
+    if left := -halves.shape[1] % 4:
+        halves = np.pad(halves, ((0, 0), (0, left)))
+    words = np.ascontiguousarray(halves).view("<u8").astype(np.uint64)
     return scattered((scattered(words) * odd_numbers(words.shape[1])).sum(axis=1, dtype=np.uint64))
 
 
@@ -152,7 +155,7 @@ def sample(ids: Ids, size: int, seed: int) -> NDArray[np.int64]:
     """Places of a part of them: chosen by a hash of the id, the same on every machine."""
     if size >= len(ids):
         return np.arange(len(ids))
-    return np.sort(np.argsort(drawn(ids, seed), kind="stable")[:size])
+    return np.sort(np.argpartition(drawn(ids, seed), size)[:size])  # no two ids have the same hash
 
 
 def drawn(ids: Ids, seed: int) -> Hashes:
@@ -241,7 +244,7 @@ def made_whole(out: Path) -> Iterator[Path]:
         yield temp
         _synced(temp)
         temp.replace(out)
-    except (OSError, RuntimeError, sqlite3.OperationalError) as error:
+    except (OSError, RuntimeError) as error:
         temp.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and not UNWRITTEN.search(str(error)):
             raise

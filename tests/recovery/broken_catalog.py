@@ -181,7 +181,7 @@ def makes_it_twice(patch: Patch) -> None:
 
 def keeps_it_to_itself(patch: Patch) -> None:
     """What SQLite says of a full disk comes through as it is."""
-    patch.setattr("dailies.catalog.embed.refusals", nullcontext)
+    patch.setattr("dailies.catalog.merge.refusals", nullcontext)
 
 
 def goes_on_regardless(patch: Patch) -> None:
@@ -235,12 +235,12 @@ IN_A_STAGE: dict[tuple[str, str], tuple[Callable[[Patch], None], Callable[[Updat
     ("main", "popularity"): (ranks_at_another_moment, same),
     ("main", "similar"): (as_it_is, lists_the_worst_first),
     ("main", "complete"): (as_it_is, leaves_a_file),
-    ("writes-to-production", "embeddings"): (as_it_is, writes_to_production),
+    ("writes-to-production", "counts"): (as_it_is, writes_to_production),
     ("forgets", "begin"): (forgets_how_far_it_came, same),
     ("forgets", "merge"): (makes_all_anew, same),
     ("forgets", "index"): (makes_all_anew, same),
     ("makes-twice", "index"): (makes_it_twice, same),
-    ("says-nothing", "embeddings"): (keeps_it_to_itself, same),
+    ("says-nothing", "merge"): (keeps_it_to_itself, same),
     ("shrugs", "counts"): (goes_on_regardless, same),
     ("mixes", "similar"): (as_it_is, mixes_generations),
     ("mixes", "complete"): (trusts_its_files, same),

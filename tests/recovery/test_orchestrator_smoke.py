@@ -368,7 +368,7 @@ CONTROLS = {
         "no file that was finished is made again",
     },
     Failure("makes-twice", "step", "index_videos:committed", "raise"): {"no file that was finished is made again"},
-    Failure("says-nothing", "disk", "embeddings", "full"): {"the job says in one clear line what is wrong"},
+    Failure("says-nothing", "disk", "merge", "full"): {"the job says in one clear line what is wrong"},
     Failure("shrugs", "disk", "counts", "full"): {
         "production is as it was, and only a whole generation is current",
         "the job says in one clear line what is wrong",

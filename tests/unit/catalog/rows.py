@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import struct
 import tempfile
@@ -69,8 +70,9 @@ def video(name: str, host: str = HOST, channel_id: str | None = "c1", **more: An
 
 
 def vector(text: str, dim: int = DIM) -> bytes:
-    seed = hashlib.sha256(text.encode()).digest()
-    return struct.pack(f"<{dim}f", *(byte / 256 for byte in seed[:dim]))
+    """Of length one."""
+    seed = hashlib.sha256(text.encode()).digest()[:dim]
+    return struct.pack(f"<{dim}f", *(byte / math.hypot(*seed) for byte in seed))
 
 
 def embedding(

@@ -16,7 +16,7 @@ import pytest
 
 from dailies.canonical import file_digest
 from dailies.catalog import generation
-from dailies.catalog.generation import clone, complete, copy, fence_of, name_of, prepare, publish, sweep
+from dailies.catalog.generation import clone, complete, copy, copy_ahead, fence_of, name_of, prepare, publish, sweep
 from dailies.catalog.merge import merge
 from dailies.catalog.reader import FILES, Catalog
 from dailies.errors import BadInput, Conflict, Damaged, Fenced, Missing
@@ -64,6 +64,23 @@ def test_called_again_it_begins_again(prod: Path) -> None:
     prepare(prod, "gen-000001", None)
     assert names(folder) == ["catalog.db"]
     assert rows(folder / "catalog.db", "SELECT count(*) FROM videos") == [(0,)]
+
+
+def test_what_was_copied_ahead_is_taken_and_what_was_half_copied_is_not(
+    prod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (built(prod, "gen-000001") / "catalog.db").read_bytes()
+    copy_ahead(prod, "gen-000002", "gen-000001")
+    assert names(prod / "gen-000002") == [".gen-000001.catalog.db"]
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "copy", lambda old, new: pytest.fail("it is there already"))
+        folder = prepare(prod, "gen-000002", "gen-000001")
+    assert (names(folder), (folder / "catalog.db").read_bytes()) == (["catalog.db"], whole)
+    half = prod / "gen-000003" / "..gen-000001.catalog.db.tmp"
+    half.parent.mkdir()
+    half.write_bytes(whole[:4096])
+    folder = prepare(prod, "gen-000003", "gen-000001")
+    assert (names(folder), (folder / "catalog.db").read_bytes()) == (["catalog.db"], whole)
 
 
 def test_a_complete_one_is_not_touched_any_more(prod: Path) -> None:

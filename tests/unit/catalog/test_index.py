@@ -14,7 +14,7 @@ from dailies import failpoints
 from dailies.canonical import file_digest
 from dailies.catalog import index
 from dailies.catalog.index import build_index, load_index, search
-from dailies.catalog.index_file import About, contents
+from dailies.catalog.index_file import MARK, About, contents
 from dailies.catalog.vectors import snapped, unkeyed, vectors_of
 from dailies.errors import BadInput, Injected, Missing, NotConfigured
 from tests.unit.catalog.vector_rows import clustered, nearest_by_hand, numbered, production, tell
@@ -149,6 +149,22 @@ def told_and_compared(folder: Path, first: dict[int, np.ndarray], last: dict[int
     assert meta["trained_on"] == len(first)
     assert file_digest(folder / "told") == file_digest(folder / "compared")
     return len(compared) == 2
+
+
+def test_an_index_is_written_as_faiss_writes_it(tmp_path: Path) -> None:
+    """With lists that became larger, smaller and empty."""
+    first = numbered(clustered(3000))
+    build_index(production(tmp_path / "a.db", first), tmp_path / "a", flat_below=1000)
+    held = contents(load_index(tmp_path / "a"))
+    last = {number: first[number] for number in held.ids[held.lists > 2].tolist()} | changed(first, 1)
+    last = {number: vector for number, vector in last.items() if number not in held.ids[held.lists <= 2]}
+    build_index(production(tmp_path / "b.db", last), tmp_path / "b", previous=tmp_path / "a", flat_below=1000)
+    loaded = load_index(tmp_path / "b")
+    sizes = [loaded.invlists.list_size(number) for number in range(loaded.nlist)]
+    assert (min(sizes), loaded.ntotal) == (0, len(last))
+    assert loaded.nprobe > 1
+    faiss.write_index(loaded, str(tmp_path / "by faiss"))
+    assert (tmp_path / "b").read_bytes().startswith((tmp_path / "by faiss").read_bytes() + MARK)
 
 
 def test_what_the_merge_wrote_down_spares_the_comparison(tmp_path: Path) -> None:

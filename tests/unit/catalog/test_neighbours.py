@@ -147,11 +147,12 @@ def test_where_many_lists_are_looked_into_all_are_compared(tmp_path: Path, monke
     assert lists_in(tmp_path / "b.similar") == nearest_by_hand(second, 5)
 
 
+@pytest.mark.parametrize("apart", [3, 2 * neighbours.SPARSE + 1])
 def test_with_lists_an_update_finds_nearly_all_and_the_rest_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: int
 ) -> None:
     monkeypatch.setattr(neighbours, "EXACT_FASTER", 0)
-    first = numbered(clustered(3000))
+    first = numbered(clustered(3000), step=apart)
     second = grown(first)
     found(tmp_path, "a", first, flat_below=1000)
     told = found(tmp_path, "b", second, "a", flat_below=1000)

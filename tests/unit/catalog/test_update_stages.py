@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dailies.canonical import file_digest
+from dailies.catalog import generation
 from dailies.catalog import update as stages
 from dailies.catalog.reader import CATALOG, INDEX, META, read_meta
 from dailies.catalog.update import Update, run_stage
@@ -17,6 +18,7 @@ from tests.unit.catalog.rows import T0, add, dump, embedding, instance, producti
 
 pytestmark = pytest.mark.unit
 BASE = "gen-000001"
+TO_SIMILAR = ("merge", "popularity", "index", "similar")
 
 
 @pytest.fixture
@@ -61,21 +63,54 @@ def test_whoever_dies_while_it_is_ranked_leaves_it_torn_and_it_is_merged_again(
     assert path.stat().st_mtime_ns == before
 
 
-def test_it_is_taken_over_once_it_is_ranked_and_not_before(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    merges: list[Path] = []
-    merge = stages.merge
-    monkeypatch.setattr(stages, "merge", lambda *asked: [merges.append(asked[1]), merge(*asked)][1])
-    run(prod, 2, "merge")
-    run(prod, 3, "merge", "popularity")
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[object, ...]]:
+    """What a function of the stages is asked, each time it is called."""
+    calls: list[tuple[object, ...]] = []
+    real = getattr(stages, name)
+    monkeypatch.setattr(stages, name, lambda *asked, **more: [calls.append(asked), real(*asked, **more)][1])
+    return calls
+
+
+def test_it_is_taken_over_once_it_is_finished_and_not_before(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges = counted(monkeypatch, "merge")
+    run(prod, 2, "merge", "popularity")
+    run(prod, 3, "merge", "popularity", "index")
     assert len(merges) == 2
     whole = file_digest(run(prod, 4, "merge", "popularity"))
     assert len(merges) == 2
     assert whole == file_digest(prod / "gen-000003" / CATALOG)
 
 
+def test_what_is_merged_anew_under_an_index_that_was_taken_over_is_looked_through_as_well(
+    prod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, builds = counted(monkeypatch, "check_catalog"), counted(monkeypatch, "build_index")
+    (run(prod, 2, *TO_SIMILAR)).unlink()
+    path = run(prod, 3, *TO_SIMILAR, "complete")
+    assert [asked[0].parent.name for asked in checks] == ["gen-000002", "gen-000003"]
+    assert len(builds) == 1
+    assert read_meta(path.parent)["files"][CATALOG]["sha256"] == file_digest(path)
+
+
+def test_it_is_copied_while_texts_are_embedded(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = file_digest(run(prod, 2, "merge", "popularity"))
+    copies: list[Path] = []
+    copy = generation.copy
+    monkeypatch.setattr(generation, "copy", lambda old, new: [copies.append(new), copy(old, new)][1])
+    monkeypatch.setattr(stages, "build_embeddings", lambda *asked: {"embedded": 0})
+    path = run(prod, 3, "embeddings", "embeddings")
+    assert not path.exists()
+    run(prod, 3, "merge", "popularity")
+    assert len(copies) == 1
+    assert file_digest(path) == whole
+    assert [file.name for file in path.parent.iterdir()] == [CATALOG]
+    run(prod, 3, "embeddings")
+    assert len(copies) == 1
+
+
 def test_a_note_that_is_taken_back_while_notes_are_read_is_passed_over(prod: Path) -> None:
     """Its name is listed still, and the file is gone: as where a frozen predecessor wakes up and begins to rank."""
-    whole = file_digest(run(prod, 2, "merge", "popularity"))
+    whole = file_digest(run(prod, 2, "merge", "popularity", "index"))
     (prod / "made" / "gen-000003.catalog.db.json").symlink_to(prod / "taken back")
     assert file_digest(run(prod, 4, "merge", "popularity")) == whole
 
@@ -97,7 +132,7 @@ def test_another_moment_is_another_ranking(prod: Path) -> None:
         (generations.spoil_pages, True, "damaged"),
     ],
 )
-def test_what_is_damaged_is_found_while_the_index_is_made_of_it(
+def test_what_is_damaged_is_found_before_it_is_complete(
     prod: Path, spoil: Callable[[Path], None], compared: bool, says: str
 ) -> None:
     """An index before shows that the database before was compared, row by row."""
@@ -106,8 +141,32 @@ def test_what_is_damaged_is_found_while_the_index_is_made_of_it(
     folder = run(prod, 2, "merge", "popularity").parent
     spoil(folder)
     with pytest.raises((Damaged, BadInput), match=says):
-        run(prod, 2, "index")
-    assert not (prod / "made" / "gen-000002.index.faiss.json").exists()
+        run(prod, 2, "index", "similar")
+    assert not (prod / "made" / "gen-000002.similar.db.json").exists()
+
+
+def test_and_nobody_takes_it_over(prod: Path) -> None:
+    path = run(prod, 2, "merge", "popularity")
+    whole = file_digest(path)
+    generations.spoil_index(path.parent)
+    run(prod, 2, "index")
+    with pytest.raises(Damaged):
+        run(prod, 3, *TO_SIMILAR)
+    assert file_digest(run(prod, 4, *TO_SIMILAR)) == whole
+
+
+@pytest.mark.parametrize(("error", "heard"), [(ValueError(), Damaged), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_damage_is_told_before_what_may_come_of_it_but_not_before_an_interrupt(
+    prod: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, heard: type[BaseException]
+) -> None:
+    def interrupted(*asked: object, **more: object) -> None:
+        raise error
+
+    generations.spoil_index(run(prod, 2, "merge", "popularity").parent)
+    monkeypatch.setattr(stages, "find_neighbours", interrupted)
+    run(prod, 2, "index")
+    with pytest.raises(heard):
+        run(prod, 2, "similar")
 
 
 def test_a_catalogue_in_which_nothing_is_yet_is_whole_as_well(tmp_path: Path) -> None:
