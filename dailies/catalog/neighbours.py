@@ -167,7 +167,7 @@ class _Work:
     def updated(self, old: Iterator[Similar]) -> _Found | None:
         """None where so much has changed that it is no more work to search for all."""
         now = self.all
-        lists = np.full((len(now.ids), self.width), NOBODY, dtype=np.int64)
+        lists = np.empty((len(now.ids), self.width), dtype=np.int64)
         fresh, gone = np.ones(len(now.ids), dtype=bool), [np.zeros(0, dtype=np.int64)]
         for part in old:
             place = np.minimum(np.searchsorted(now.ids, part.ids), max(0, len(now.ids) - 1))
@@ -177,6 +177,7 @@ class _Work:
             gone.append(part.ids[~same])
         if fresh.all():
             return None
+        lists[fresh] = NOBODY
         known = self._known(lists)
         lost = _strike(lists, np.concatenate(gone))
         if int(fresh.sum()) + len(self._short(lists, lost)) > len(now.ids) // 2:
