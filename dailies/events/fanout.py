@@ -10,7 +10,8 @@ from dailies.errors import DailiesError, Transient
 from dailies.events.interface import Sink
 from dailies.ledger.records import Event
 
-REMEMBERED = 10_000  # what is pending comes in batches of the relay, so this is many times what can come again
+BATCH = 100
+REMEMBERED = 10_000  # so far may one be ahead of another that is away
 
 
 class Fanout:
@@ -18,10 +19,13 @@ class Fanout:
 
     While one is away the outbox offers the same events again and again. The others are given only what they have not
     answered for yet, as far as this process remembers; after a restart they may get copies, with the same ids.
+    ``ahead`` is how many of the oldest to offer beside new ones, so that the others go on meanwhile.
     """
 
     def __init__(self, sinks: Sequence[Sink], remembered: int = REMEMBERED) -> None:
         self._receivers = [_Receiver(sink, remembered) for sink in sinks]
+        self._most = max(0, remembered - BATCH)
+        self.ahead = 0
 
     def hurry(self, events: Sequence[Event]) -> None:
         """To the first alone: it need not wait until the others have answered for what was before."""
@@ -34,6 +38,7 @@ class Fanout:
                 receiver.publish(events)
             except DailiesError as error:  # the next sink's share does not depend on this one
                 failed.append(error)
+        self.ahead = min(len(events), self._most) if failed else 0
         for lasting in (error for error in failed if not isinstance(error, Transient)):
             raise lasting
         if failed:
@@ -53,8 +58,9 @@ class _Receiver:
         # Locked for the whole of it: a sweep and a relay offer the same events at the same time.
         with self._lock:
             missing = [event for event in events if (event.source, event.id) not in self._took]
-            if missing:
-                self._sink.publish(missing)
-            self._took.update(dict.fromkeys((event.source, event.id) for event in missing))
+            for at in range(0, len(missing), BATCH):  # who comes back may have missed thousands
+                some = missing[at : at + BATCH]
+                self._sink.publish(some)
+                self._took.update(dict.fromkeys((event.source, event.id) for event in some))
             while len(self._took) > self._remembered:
                 self._took.popitem(last=False)

@@ -191,6 +191,48 @@ def test_a_ledger_that_is_away_for_a_moment_does_not_end_the_hurry(tmp_path, led
     assert [event.job for event in first.heard] == jobs
 
 
+@pytest.mark.parametrize("away", [0, 1])
+def test_while_one_is_away_the_other_goes_on_in_order_and_without_copies(ledger, away):
+    sinks = [Listener(), Listener()]
+    lost, there = sinks[away], sinks[1 - away]
+    both, jobs = Fanout(sinks), submit(ledger, 250)
+    lost.room = 0
+    for heard in (100, 200, 250, 250):
+        with pytest.raises(Transient):
+            relay(ledger, both)
+        assert [event.job for event in there.heard] == jobs[:heard]
+    assert len(ledger.outbox.pending(1000)) == 250, "nothing counts that only one has heard"
+    lost.room = float("inf")
+    assert relay(ledger, both) == 250
+    assert [event.job for event in lost.heard] == [event.job for event in there.heard] == jobs
+    assert max(lost.batches) == 100, "who comes back is not given all of it at once"
+    assert both.ahead == 0
+
+
+def test_it_goes_on_only_so_far_as_is_remembered(ledger):
+    lost, there = Listener(room=0), Listener()
+    both, jobs = Fanout([there, lost], remembered=220), submit(ledger, 400)
+    for _ in range(5):
+        with pytest.raises(Transient):
+            relay(ledger, both)
+    assert [event.job for event in there.heard] == jobs[:220]
+
+
+def test_the_first_goes_on_at_once_as_well(tmp_path, ledger):
+    first, over = Listener(), threading.Event()
+    sinks, jobs = Fanout([first, Listener(room=0)]), submit(ledger, 130)
+    with pytest.raises(Transient):
+        relay(ledger, sinks)
+    beside = threading.Thread(target=hurry, args=(SqliteLedger(tmp_path / "ledger.db"), sinks, over.is_set))
+    beside.start()
+    until = time.monotonic() + 5
+    while len(first.heard) < 130 and time.monotonic() < until:
+        time.sleep(0.01)
+    over.set()
+    beside.join()
+    assert [event.job for event in first.heard] == jobs
+
+
 def test_a_first_that_is_away_is_given_what_it_missed_by_the_relay(tmp_path, ledger):
     first, second = Listener(room=0), Listener()
     sinks, over = Fanout([first, second]), threading.Event()
