@@ -25,6 +25,7 @@ from dailies.errors import NoAudio, TooLarge, Undecodable, Unsupported
 from dailies.media.decoding import decoded
 from dailies.media.pictures import promise_of
 from dailies.media.probe import LIMITS, SLACK_US, is_guessed, open_media, riff_promise, shown, size_of
+from dailies.speech.language import short
 
 Samples = NDArray[np.float32]
 
@@ -270,7 +271,8 @@ def _choose(container: Any, track: int | None, language: str | None, name: str) 
     if track is not None:
         chosen = tracks[track]
     else:
-        spoken = [one for one in tracks if language and one.language == language]
+        wanted = short(language)
+        spoken = [one for one in tracks if wanted and short(one.language) == wanted]
         marked = [one for one in tracks if one.disposition & av.stream.Disposition.default]
         chosen = (spoken or marked or tracks)[0]
     if chosen.codec_context is None:

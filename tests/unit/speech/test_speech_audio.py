@@ -166,6 +166,15 @@ def test_the_track_is_chosen_by_number_then_language(tmp_path: Path) -> None:
         Sound(path, track=2)
 
 
+@pytest.mark.parametrize(
+    ("asked", "number"), [("de", 1), ("ger", 1), ("de-AT", 1), ("DEU", 1), ("fr", 0), ("und", 0), ("auto", 0), ("", 0)]
+)
+def test_a_language_has_many_names(tmp_path: Path, asked: str, number: int) -> None:
+    names = ["eng", "deu", "und"]
+    path = video(tmp_path / "film.mkv", tracks=[Track(name) for name in names], seconds=1)
+    assert Sound(path, language=asked).language == names[number]
+
+
 def test_blocks_are_a_second_each_and_the_same_twice(tmp_path: Path) -> None:
     sound = Sound(audio(tmp_path / "sound.mp3", seconds=3.5))
     first, second = list(sound.blocks()), list(sound.blocks())
