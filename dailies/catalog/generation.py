@@ -22,7 +22,7 @@ from typing import Any
 from dailies.canonical import canonical_json, digest, file_digest, write_atomically
 from dailies.catalog.reader import CATALOG, FILES, META, agree, check_sizes, contents, read_meta
 from dailies.catalog.schema import connect, create, refusals
-from dailies.errors import BadInput, Conflict, Damaged
+from dailies.errors import BadInput, Conflict, Damaged, Missing
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
 
@@ -71,13 +71,17 @@ def prepare(prod: str | Path, name: str, previous: str | None) -> Path:
 
 
 def copy_ahead(prod: str | Path, name: str, previous: str) -> None:
-    """What takes longest of ``prepare``, for a caller who has other work meanwhile. Nothing is done twice."""
+    """What takes longest of ``prepare``, for a caller who has other work meanwhile. Nothing is done twice; what dead
+    attempts have copied and never used goes."""
     folder, source = Path(prod) / name, Path(prod) / previous / CATALOG
     ahead = _ahead(folder, previous)
     connect(source, "production", immutable=True).close()
     if any(path.exists() for path in (ahead, folder / CATALOG, folder / META)):
         return
     try:
+        for left in Path(prod).glob(f"gen-*/{_ahead(Path(), 'gen-*')}"):
+            if fence_of(left.parent.name) < fence_of(name):
+                left.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         copy(source, ahead)
     except OSError as error:
@@ -139,6 +143,8 @@ def clone(source: str | Path, target: str | Path, sha256: str) -> Path:
         if file_digest(temp) != sha256:
             raise Damaged(f"{old} is not what was recorded of it: it is made again")
         sync(temp)
+        for journal in new.parent.glob(f"{new.name}-*"):  # of a merge that was killed here: it is of another file
+            journal.unlink()
         temp.replace(new)
     except FileNotFoundError as error:
         raise Damaged(f"{old} is gone: it is made again") from error
@@ -164,10 +170,13 @@ def check_catalog(path: Path, deep: bool = True) -> None:
     ``deep`` compares every row with every index, which takes four times as long: where this was not done before, of
     the generation that this one went out from. Else each index is asked how many rows it knows.
     """
-    with closing(connect(path, "production", immutable=True)) as database, refusals(path):
-        said = [row[0] for row in database.execute(f"PRAGMA {'integrity' if deep else 'quick'}_check(3)")]
-        faults = [fault for fault in said if fault != "ok"] + ([] if deep else _miscounted(database))
-        orphans = database.execute("PRAGMA foreign_key_check").fetchall()
+    try:
+        with closing(connect(path, "production", immutable=True)) as database, refusals(path):
+            said = [row[0] for row in database.execute(f"PRAGMA {'integrity' if deep else 'quick'}_check(3)")]
+            faults = [fault for fault in said if fault != "ok"] + ([] if deep else _miscounted(database))
+            orphans = database.execute("PRAGMA foreign_key_check").fetchall()
+    except (BadInput, Missing) as error:  # so badly that it cannot be read
+        raise Damaged(str(error)) from error
     if orphans:
         faults.append(f"{len(orphans)} rows without their parent")
     if faults:

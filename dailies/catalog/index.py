@@ -164,6 +164,9 @@ class _Build:
         if not self._fits(about, before):
             return None
         held, ids = contents(before), self.vectors.ids()
+        if (held.ids[1:] == held.ids[:-1]).any():
+            log.warning("action=index_anew reason=an id is twice in %s", previous)
+            return None
         changes = (self._as_told(held, ids) if self.told else None) or self._compared(held)
         if len(changes.ids) + len(changes.gone) > self.vectors.total // 2:
             return None

@@ -43,7 +43,7 @@ from dailies.catalog.reader import CATALOG, FILES, INDEX, SIMILAR
 from dailies.catalog.schema import connect
 from dailies.catalog.service import service
 from dailies.catalog.staging import begin_staging, staging_digest
-from dailies.errors import BadInput, DailiesError, Damaged, Transient
+from dailies.errors import BadInput, Conflict, DailiesError, Damaged, Transient
 from dailies.failpoints import failpoint
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
@@ -186,8 +186,11 @@ def merged(update: Update, progress: Progress) -> Facts:
         prepare(update.prod, update.name, update.base or None)
         return merge(update.staging, update.folder / CATALOG, update.rules, update.max_removed, progress)
 
-    what = (update.base, staging_digest(update.staging), update.model, update.rules, update.max_removed, update.as_of)
-    return made(update, CATALOG, list(what), make)
+    def asked() -> list[Any]:
+        digest_of_all = staging_digest(update.staging)
+        return [update.base, digest_of_all, update.model, update.rules, update.max_removed, update.as_of]
+
+    return made(update, CATALOG, asked, make)
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
@@ -197,7 +200,8 @@ def ranked(update: Update, progress: Progress) -> Facts:
     found = note_of(update, CATALOG)
     if "ranked" not in found:
         note_path(update, CATALOG).unlink()
-        found["ranked"] = rank(update.folder / CATALOG, update.as_of, progress)
+        ranks = rank(update.folder / CATALOG, update.as_of, progress)
+        found = {"facts": found["facts"], "key": found["key"], "ranked": ranks}
         note(update, CATALOG, found)
     return dict(found["ranked"])
 
@@ -212,19 +216,23 @@ def index(update: Update, progress: Progress) -> Facts:
             checked(update)  # what is wrong may be the database
             raise
 
-    what = (note_of(update, CATALOG)["key"], update.base, update.nlist, update.device)
-    return made(update, INDEX, list(what), make)
+    def asked() -> list[Any]:
+        finished(update)
+        return [sha256_of(update, CATALOG), update.base, update.nlist, update.device]
+
+    with doubting(update):
+        return made(update, INDEX, asked, make)
 
 
 def finished(update: Update) -> None:
     """The database is on the disk and bears its digest: from here on a later attempt may take it over."""
-    found, path = note_of(update, CATALOG), update.folder / CATALOG
-    if "sha256" not in found:
+    path = update.folder / CATALOG
+    if "sha256" not in known_of(update, CATALOG):
         try:
             sync(path)
         except OSError as error:
             raise no_room(path, error) from error
-        note(update, CATALOG, {**found, "sha256": file_digest(path)})
+        amend(update, CATALOG, sha256=file_digest(path))
 
 
 def similar(update: Update, progress: Progress) -> Facts:
@@ -235,22 +243,28 @@ def similar(update: Update, progress: Progress) -> Facts:
         with beside(lambda: checked(update)):
             return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
 
-    what = (sha256_of(update, INDEX), update.base, update.neighbours)
-    return made(update, SIMILAR, list(what), make)
+    with doubting(update):
+        return made(update, SIMILAR, lambda: [sha256_of(update, INDEX), update.base, update.neighbours], make)
 
 
 def checked(update: Update) -> None:
-    """Nobody takes over a database that is damaged, nor what was made of it."""
-    found = note_of(update, CATALOG)
-    if "checked" not in found:
-        try:
-            check_catalog(update.folder / CATALOG, deep=before(update, INDEX) is None)
-        except Damaged:
-            for file in (CATALOG, INDEX):
-                for path in notes_of(update, file):
+    if "checked" not in known_of(update, CATALOG):
+        check_catalog(update.folder / CATALOG, deep=before(update, INDEX) is None)
+        amend(update, CATALOG, checked=True)
+
+
+@contextmanager
+def doubting(update: Update) -> Iterator[None]:
+    """Nobody takes over a database that is damaged, nor an index of it: both are made again. Of later attempts nothing
+    is removed, for who finds this may have been frozen meanwhile."""
+    try:
+        yield
+    except Damaged:
+        for file in (CATALOG, INDEX):
+            for path in notes_of(update, file):
+                if path.name <= note_path(update, file).name:
                     path.unlink(missing_ok=True)
-            raise
-        note(update, CATALOG, {**found, "checked": True})
+        raise
 
 
 @contextmanager
@@ -275,7 +289,7 @@ def before(update: Update, file: str) -> Path | None:
 
 def completed(update: Update, progress: Progress) -> Facts:
     """Whole, on the disk, and read-only: from here on it may be made current."""
-    about = note_of(update, INDEX)["facts"]
+    about = known_of(update, INDEX)["facts"]
     meta = {
         "as_of": update.as_of,
         "dim": about["dim"],
@@ -283,11 +297,12 @@ def completed(update: Update, progress: Progress) -> Facts:
         "model": about["model"],
         "neighbours": update.neighbours,
         "previous": update.base or None,
-        "staging_digest": note_of(update, CATALOG)["facts"]["staging_digest"],
+        "staging_digest": known_of(update, CATALOG)["facts"]["staging_digest"],
         "total": about["total"],
     }
-    for sure in (finished, checked):  # who took over the other files may have merged anew
-        sure(update)
+    with doubting(update):  # who took the other files over may have merged anew
+        finished(update)
+        checked(update)
     digests = {file: sha256_of(update, file) for file in FILES}
     return {"digest": complete(update.folder, meta, digests), "total": about["total"]}
 
@@ -359,19 +374,25 @@ NOTES = "made"
 FORMAT = 2  # of the files: what an older program made of them is not taken over
 
 
-def made(update: Update, file: str, asked: list[Any], make: Callable[[], Facts]) -> Facts:
+def made(update: Update, file: str, asked: Callable[[], list[Any]], make: Callable[[], Facts]) -> Facts:
     """``file`` of this attempt's own folder: taken over from an attempt that died after it had made it, or made now.
 
     Taken over is a copy, and never the file itself: who is only frozen may still write to his. Only what is finished
-    is, and bears its digest: the database has yet to be ranked.
+    is, and bears its digest. What it was made of and for is not ``asked`` before somebody has made one.
     """
-    key = digest([FORMAT, *asked])
-    if note_of(update, file).get("key") != key and not take_over(update, file, key):
-        found: Facts = {"key": key, "facts": make()}
-        if file != CATALOG:
-            found["sha256"] = file_digest(update.folder / file)
-        note(update, file, found)
-    return dict(note_of(update, file)["facts"])
+    key = key_of(asked) if notes_of(update, file) else ""
+    if key and (note_of(update, file).get("key") == key or take_over(update, file, key)):
+        return dict(note_of(update, file)["facts"])
+    found: Facts = {"facts": make()}
+    found["key"] = key or key_of(asked)
+    if file != CATALOG:
+        found["sha256"] = file_digest(update.folder / file)
+    note(update, file, found)
+    return dict(found["facts"])
+
+
+def key_of(asked: Callable[[], list[Any]]) -> str:
+    return digest([FORMAT, *asked()])
 
 
 def take_over(update: Update, file: str, key: str) -> bool:
@@ -383,6 +404,8 @@ def take_over(update: Update, file: str, key: str) -> bool:
         if theirs["key"] != key or "sha256" not in theirs:
             continue
         update.folder.mkdir(exist_ok=True)
+        for left in update.folder.glob(".*"):  # half of something, or copied in vain
+            left.unlink()
         try:
             clone(update.prod / path.name.partition(".")[0] / file, update.folder / file, theirs["sha256"])
         except Damaged:
@@ -393,7 +416,7 @@ def take_over(update: Update, file: str, key: str) -> bool:
 
 
 def sha256_of(update: Update, file: str) -> str:
-    return str(note_of(update, file)["sha256"])
+    return str(known_of(update, file)["sha256"])
 
 
 def note_path(update: Update, file: str) -> Path:
@@ -407,6 +430,18 @@ def notes_of(update: Update, file: str) -> list[Path]:
 
 def note(update: Update, file: str, what: Facts) -> None:
     write(note_path(update, file), what)
+
+
+def amend(update: Update, file: str, **more: Any) -> None:
+    note(update, file, {**known_of(update, file), **more})
+
+
+def known_of(update: Update, file: str) -> Facts:
+    """What must have been noted by now: where it is gone, a later attempt took it away."""
+    found = note_of(update, file)
+    if not found:
+        raise Conflict(f"{update.name} is out of date: a later attempt found that its {file} is damaged")
+    return found
 
 
 def note_of(update: Update, file: str) -> Facts:

@@ -66,6 +66,15 @@ def test_called_again_it_begins_again(prod: Path) -> None:
     assert rows(folder / "catalog.db", "SELECT count(*) FROM videos") == [(0,)]
 
 
+def test_what_is_taken_over_is_not_rolled_back_by_the_journal_of_a_merge_that_was_killed_there(prod: Path) -> None:
+    first = prepare(prod, "gen-000001", None) / "catalog.db"
+    fill(first.parent)
+    killed = prepare(prod, "gen-000002", None) / "catalog.db"
+    killed.with_name("catalog.db-journal").write_bytes(b"of another file")
+    clone(first, killed, file_digest(first))
+    assert names(killed.parent) == ["catalog.db"]
+
+
 def test_what_was_copied_ahead_is_taken_and_what_was_half_copied_is_not(
     prod: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

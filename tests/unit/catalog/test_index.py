@@ -14,7 +14,7 @@ from dailies import failpoints
 from dailies.canonical import file_digest
 from dailies.catalog import index
 from dailies.catalog.index import build_index, load_index, search
-from dailies.catalog.index_file import MARK, About, contents
+from dailies.catalog.index_file import MARK, About, contents, entries
 from dailies.catalog.vectors import snapped, unkeyed, vectors_of
 from dailies.errors import BadInput, Injected, Missing, NotConfigured
 from tests.unit.catalog.vector_rows import clustered, nearest_by_hand, numbered, production, tell
@@ -216,7 +216,7 @@ def test_what_exact_search_said_is_kept_and_is_what_it_says_now(tmp_path: Path) 
             assert list(zip(ids.tolist(), scores.tolist(), strict=True)) == exact[number]
 
 
-@pytest.mark.parametrize("spoil", ["grown", "model", "torn", "gone", "nlist"])
+@pytest.mark.parametrize("spoil", ["grown", "model", "torn", "gone", "nlist", "an id twice"])
 def test_what_does_not_fit_is_trained_anew(tmp_path: Path, spoil: str) -> None:
     vectors = numbered(clustered(2000))
     build_index(production(tmp_path / "a.db", vectors), tmp_path / "a", flat_below=1000)
@@ -224,6 +224,10 @@ def test_what_does_not_fit_is_trained_anew(tmp_path: Path, spoil: str) -> None:
         vectors = numbered(clustered(4100, seed=3))
     if spoil == "torn":
         (tmp_path / "a").write_bytes((tmp_path / "a").read_bytes()[:5000])
+    if spoil == "an id twice":
+        data, loaded = (tmp_path / "a").read_bytes(), load_index(tmp_path / "a")
+        two = entries(loaded, 0)[0][:2]
+        (tmp_path / "a").write_bytes(data.replace(two.tobytes(), two[[0, 0]].tobytes(), 1))
     if spoil == "gone":
         (tmp_path / "a").unlink()
     db = production(tmp_path / "b.db", vectors, model="other" if spoil == "model" else "ngrams-1")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from dailies.catalog import generation
 from dailies.catalog import update as stages
 from dailies.catalog.reader import CATALOG, INDEX, META, read_meta
 from dailies.catalog.update import Update, run_stage
-from dailies.errors import BadInput, Damaged, Injected, Transient
+from dailies.errors import BadInput, Conflict, Damaged, Injected, Transient
 from tests.unit.catalog import generations
 from tests.unit.catalog.rows import T0, add, dump, embedding, instance, production, staging, video
 
@@ -108,6 +110,18 @@ def test_it_is_copied_while_texts_are_embedded(prod: Path, monkeypatch: pytest.M
     assert len(copies) == 1
 
 
+def test_what_was_copied_in_vain_goes(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an attempt that died then, and by one that took a database over."""
+    monkeypatch.setattr(stages, "build_embeddings", lambda *asked: {"embedded": 0})
+    copied = [prod / f"gen-00000{fence}" / f".{BASE}.{CATALOG}" for fence in (3, 4, 5)]
+    for fence, left in ((4, {4}), (3, {3, 4}), (5, {5})):
+        run(prod, fence, "embeddings")
+        assert {number for number, path in zip((3, 4, 5), copied, strict=True) if path.exists()} == left
+    run(prod, 2, "merge", "popularity", "index")
+    run(prod, 5, "merge")
+    assert [path.name for path in copied[2].parent.iterdir()] == [CATALOG]
+
+
 def test_a_note_that_is_taken_back_while_notes_are_read_is_passed_over(prod: Path) -> None:
     """Its name is listed still, and the file is gone: as where a frozen predecessor wakes up and begins to rank."""
     whole = file_digest(run(prod, 2, "merge", "popularity", "index"))
@@ -145,14 +159,51 @@ def test_what_is_damaged_is_found_before_it_is_complete(
     assert not (prod / "made" / "gen-000002.similar.db.json").exists()
 
 
-def test_and_nobody_takes_it_over(prod: Path) -> None:
+@pytest.mark.parametrize("found_by", [2, 3])
+@pytest.mark.parametrize("spoil", [generations.spoil_index, generations.spoil_parents, generations.spoil_pages])
+def test_and_nobody_takes_it_over(prod: Path, spoil: Callable[[Path], None], found_by: int) -> None:
     path = run(prod, 2, "merge", "popularity")
     whole = file_digest(path)
-    generations.spoil_index(path.parent)
+    spoil(path.parent)
+    stages.finished(Update(prod, "", T0 + 1, fence=2, base=BASE))
+    with pytest.raises(Damaged):
+        run(prod, found_by, *TO_SIMILAR)
+    assert file_digest(run(prod, 4, *TO_SIMILAR)) == whole
+
+
+def test_nor_an_index_of_another_database(prod: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made of a database that was damaged unseen, and is gone since."""
+    builds = counted(monkeypatch, "build_index")
+    path = run(prod, 2, "merge", "popularity")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM video_embeddings WHERE id = 1")
+    run(prod, 2, "index")
+    path.unlink()
+    assert read_meta(run(prod, 3, *TO_SIMILAR, "complete").parent)["total"] == 21
+    assert len(builds) == 2
+
+
+def test_who_was_frozen_over_a_damaged_one_takes_nothing_from_a_later_attempt(prod: Path) -> None:
+    generations.spoil_index(run(prod, 2, "merge", "popularity").parent)
+    run(prod, 3, "merge", "popularity", "index")
+    with pytest.raises(Damaged):
+        run(prod, 2, "index", "similar")
+    run(prod, 3, "similar", "complete")
+
+
+def test_but_a_later_attempt_from_him(prod: Path) -> None:
+    generations.spoil_index(run(prod, 2, "merge", "popularity").parent)
     run(prod, 2, "index")
     with pytest.raises(Damaged):
         run(prod, 3, *TO_SIMILAR)
-    assert file_digest(run(prod, 4, *TO_SIMILAR)) == whole
+    for stage in ("similar", "complete"):
+        with pytest.raises(Conflict, match=r"gen-000002 is out of date: a later attempt found that its .+ is damaged"):
+            run(prod, 2, stage)
+
+
+def test_what_is_ranked_late_bears_the_digest_of_what_it_is_then(prod: Path) -> None:
+    path = run(prod, 2, "merge", "index", "popularity", "index", "similar", "complete")
+    assert read_meta(path.parent)["files"][CATALOG]["sha256"] == file_digest(path)
 
 
 @pytest.mark.parametrize(("error", "heard"), [(ValueError(), Damaged), (KeyboardInterrupt(), KeyboardInterrupt)])
