@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    see it work (two minutes after the set-up)"
+	@echo "make demo    see it work (a minute or two after the set-up)"
 	@echo "make test    unit, integration and quick recovery tests"
 	@echo "make extra   the rest: end to end, browser, Supabase, containers"
 	@echo "make lint    ruff, mypy, import-linter"

@@ -29,6 +29,7 @@ from benchmarks._catalog_plot import growth_png
 from benchmarks._report import Figure, options, report
 from dailies.catalog import crawl
 from dailies.catalog.crawl_options import Crawl
+from dailies.catalog.notes import FOLDER as NOTED
 from dailies.catalog.reader import CATALOG
 from dailies.catalog.schema import connect
 from dailies.catalog.staging import begin_staging
@@ -168,6 +169,7 @@ def build(place: Path, videos: int) -> Built:
     whole = run(first, f"{videos:,} whole")
     second = Update(prod, "", BEGINNING + DAY_MS, fence=2, base=first.name)
     first.staging.rename(prod / "first.db")
+    shutil.rmtree(prod / NOTED)  # as whoever publishes does
     begin_staging(second.staging, second.production, hosts, second.as_of, False)
     day = next_day(world, second.staging, first.folder / CATALOG)
     later = run(second, f"{videos:,} update")

@@ -91,7 +91,7 @@ def update_catalog(
         max_instances: Ask so many hosts at most; 0 for all.
         max_channels: So many channels of a host at most; 0 for all.
         max_videos_pages: So many pages of a channel at most; 0 for all.
-        stop_after_pages: Stop in a channel after so many pages without news; 0 reads all, and finds what was removed.
+        stop_after_pages: Stop in a channel after so many pages without news; 0 reads all, and finds all that went.
         page: Videos or channels on a page.
         concurrency: Hosts at once. One host never gets more than two requests at once.
         timeout_s: Seconds to wait for a host.

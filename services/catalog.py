@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dailies.canonical import digest
 from dailies.compute.child import Children
 from dailies.errors import BadInput, DailiesError, Held, Missing
 from dailies.home import home
@@ -48,7 +49,7 @@ def update(asked: Update, service: str, site: str, say: Say, complain: Say) -> i
     try:
         return _update(asked, service, opened(site), say)
     except Held as held:
-        complain(f"another update of this catalogue is at work ({held}): wait for its end")
+        complain(f"another update of this catalogue is at work ({held.by}): wait for its end")
         return 1
     except DailiesError as error:
         complain(str(error))
@@ -64,7 +65,8 @@ def _update(asked: Update, service: str, site: OpenSite, say: Say) -> int:
 
     served_by(service, asked.prod)  # a name that is none is said before the work and not after it
     resource = resource_of(asked.prod)
-    lease = acquire(site.ledger, resource, f"{socket.gethostname()}:{os.getpid()}", wait=KILLED_S)
+    me = f"{socket.gethostname()}:{os.getpid()}"
+    lease = acquire(site.ledger, resource, me, wait=KILLED_S, blocked=lambda held: say(waits(held)))
     with keeping(site.ledger) as keeper:
         keeper.add(lease)
         try:
@@ -79,6 +81,10 @@ def _update(asked: Update, service: str, site: OpenSite, say: Say) -> int:
     for line in summary(current, facts):
         say(line)
     return 0
+
+
+def waits(held: Held) -> str:
+    return f"{held.by} is at work on this catalogue, or was killed at it: waiting {KILLED_S:.0f} s at most …"
 
 
 def all_stages(update: Update, stopped: threading.Event) -> dict[str, Any]:
@@ -104,7 +110,8 @@ def summary(update: Update, facts: Mapping[str, Any]) -> list[str]:
     hosts, crawled, index = facts["videos"]["hosts"], facts["videos"], facts["index"]
     videos = facts["merge"]["tables"]["videos"]
     lines = [
-        f"catalogue  {update.prod}, {update.name}" + (f", out of {update.base}" if update.base else ", the first"),
+        f"catalogue  {update.prod}, {update.name}"
+        + (f", out of {update.base}" if update.base else ", the first that is published"),
         f"hosts      {facts['begin']['hosts'] - len(hosts['failed'])} of {facts['begin']['hosts']} answered to the end",
         f"crawl      {crawled['pages']} pages of videos, {crawled['refused']} documents refused",
         f"videos     {videos['inserted']} new, {videos['changed']} changed, {videos['removed']} removed, "
@@ -137,9 +144,10 @@ def find(catalog: Catalog, video: str) -> dict[str, Any]:
     rows = catalog.videos.execute(
         "SELECT id FROM videos WHERE removed_at IS NULL AND (video_id = ? OR CAST(id AS TEXT) = ?)", (name, name)
     ).fetchall()
-    if len(rows) != 1:
-        what = "no video" if not rows else f"{len(rows)} videos"
-        raise Missing(f"there is {what} {name} in the catalogue: say which, as VIDEO@HOST")
+    if not rows:
+        raise Missing(f"there is no video {name!r} in the catalogue: look for it with `dailies catalog search`")
+    if len(rows) > 1:
+        raise Missing(f"there are {len(rows)} videos {name!r} in the catalogue: say which, as VIDEO@HOST")
     return catalog.video(rows[0]["id"]) or {}
 
 
@@ -179,10 +187,14 @@ def default_prod(name: str) -> Path:
 
 
 def resource_of(prod: Path) -> str:
-    """What the ledger calls the catalogue in this folder: as whoever made it said, or by the name of the folder."""
+    """What the ledger calls the catalogue in this folder: as whoever made it said, or by the name of the folder, and
+    where it lies, for others may have one of that name."""
     from dailies.catalog.update import OWNER
 
     owner = prod / OWNER
     if owner.is_file():
         return str(json.loads(owner.read_bytes())["resource"])
-    return f"catalog:{catalog_subject(TENANT, prod.absolute().name)}"
+    place = prod.resolve()
+    at_home = place.parent == default_prod("").resolve()  # as the flow has them
+    name = place.name if at_home else f"{place.name}-{digest(str(place))[:8]}"
+    return f"catalog:{catalog_subject(TENANT, name)}"

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dailies.errors import BadInput, DailiesError
+from services.environment import NOT_TRACKED, SETTINGS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +72,9 @@ def transcribe(
 
 catalog = typer.Typer(no_args_is_help=True, help="A catalogue of the videos of a federation: update it, and ask it.")
 app.add_typer(catalog, name="catalog")
-Prod = Annotated[Path | None, typer.Option(help="The catalogue's folder.", show_default="catalog/local/main at home")]
+Prod = Annotated[
+    Path | None, typer.Option(help="The catalogue's folder.", show_default="$DAILIES_HOME/catalog/local/main")
+]
 SiteName = Annotated[str, typer.Option(help="Whose ledger knows which generation is current.")]
 
 
@@ -91,7 +94,7 @@ def update_catalog(
     stop_after_pages: Annotated[
         int,
         typer.Option(
-            min=0, help="Stop in a channel after so many pages without news; 0 reads all, and finds what was removed."
+            min=0, help="Stop in a channel after so many pages without news; 0 reads all, and finds all that went."
         ),
     ] = 2,
     concurrency: Annotated[
@@ -229,14 +232,17 @@ def _leave(status: int) -> None:
 
 def main() -> None:
     """Bad input ends in one line that says what is wrong, never in a traceback."""
+    for name in NOT_TRACKED:  # before anything imports Prefect
+        os.environ.setdefault(name, SETTINGS[name])
     try:
         app()
     except DailiesError as error:
         complain(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        complain("stopped")
-        sys.exit(130)
+    except SystemExit as ended:
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer says nothing of it
+            complain("stopped")
+        raise
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def run(seconds: int, say: Callable[[str], None]) -> int:
     say("\nAnd now under fire: workers killed, holders frozen and revived, two flows on one video.")
     code = scenarios.run("lock-contention", {"mode": "quick"}, [], None, say)
     tell_recovery(say)
-    say(f"\nEverything above is in the Prefect UI: {ui}/runs (the server goes when nobody has used it for ten minutes)")
+    say(f"\nJobs and scenario are in the Prefect UI: {ui}/runs (the server goes after ten minutes without a visitor)")
     return code
 
 

@@ -12,6 +12,7 @@ SETTINGS = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
 }
+NOT_TRACKED = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -17,8 +17,9 @@ from dailies.canonical import canonical_json, file_digest
 from dailies.catalog.crawl_options import Crawl
 from dailies.catalog.generation import name_of, publish
 from dailies.catalog.importing import inside
+from dailies.catalog.notes import FOLDER as NOTED
 from dailies.catalog.reader import CATALOG, FILES, META
-from dailies.catalog.update import KEPT, NOTES, Update
+from dailies.catalog.update import KEPT, Update
 from dailies.compute.child import Children
 from dailies.ledger.records import Event, Job
 from dailies.media.keys import catalog_subject
@@ -89,7 +90,7 @@ def ground(
             children.call(steps.RUN, timeout=SEED_S, stopped=run.over, stage=stage, update=update.to_json())
     finally:
         children.close()
-    for left in (hosts, update.staging, update.prod / NOTES, before / name_of(0)):
+    for left in (hosts, update.staging, update.prod / NOTED, before / name_of(0)):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     federation.evolve()
     return Ground(federation, before, options)

@@ -37,6 +37,8 @@ log = logging.getLogger("dailies.catalog")
 def read_whitelist(source: str) -> list[str]:
     """The hosts of a whitelist, from an http(s) address or a file: each once, in its order, in one spelling."""
     shown = _without_credentials(source)
+    if not source.strip():
+        raise BadInput("no whitelist is named: give a URL or a file")
     try:
         found = json.loads(_fetched(source, shown) if "://" in source else _read(source))
     except (ValueError, RecursionError):
@@ -76,7 +78,7 @@ def refuse_private(hosts: Iterable[str], allow_private: bool) -> None:
         address = _address(name)
         wrong = not_public(address) if address else "this machine" if _names_this_machine(name) else None
         if wrong and not allow_private:
-            raise BadInput(f"the host {host} is {wrong}: only public hosts are crawled")
+            raise BadInput(f"the host {host} is {wrong}: only public hosts are crawled (allow_private)")
 
 
 def check_address(host: str, allow_private: bool) -> list[str]:

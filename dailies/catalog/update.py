@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dailies.canonical import canonical_json, digest, file_digest, write_atomically
+from dailies.canonical import canonical_json, file_digest, write_atomically
 from dailies.catalog import crawl
 from dailies.catalog.clusters import assigner
 from dailies.catalog.crawl_options import Crawl
@@ -24,7 +24,6 @@ from dailies.catalog.embed import build_embeddings
 from dailies.catalog.embedders import DEFAULT, embedder
 from dailies.catalog.generation import (
     check_catalog,
-    clone,
     complete,
     copy_ahead,
     name_of,
@@ -38,12 +37,15 @@ from dailies.catalog.hosts import read_whitelist, refuse_private
 from dailies.catalog.index import build_index
 from dailies.catalog.merge import merge
 from dailies.catalog.neighbours import find_neighbours
+from dailies.catalog.notes import FOLDER as NOTED
+from dailies.catalog.notes import Notes, write
 from dailies.catalog.rank import rank
 from dailies.catalog.reader import CATALOG, FILES, INDEX, SIMILAR
+from dailies.catalog.rules import rule_set
 from dailies.catalog.schema import connect
 from dailies.catalog.service import service
 from dailies.catalog.staging import begin_staging, staging_digest
-from dailies.errors import BadInput, Conflict, DailiesError, Damaged, Transient
+from dailies.errors import BadInput, DailiesError, Damaged, Transient
 from dailies.failpoints import failpoint
 from dailies.ledger.interface import Ledger
 from dailies.ledger.records import Lease
@@ -87,6 +89,10 @@ class Update:
         return self.prod / "staging.db"
 
     @property
+    def notes(self) -> Notes:
+        return Notes(self.prod, self.name)
+
+    @property
     def production(self) -> str | None:
         return str(self.prod / self.base / CATALOG) if self.base else None
 
@@ -106,7 +112,15 @@ class Update:
 def attempt(update: Update, ledger: Ledger, lease: Lease) -> Update:
     """The same update in the hands of the attempt that has this lease, going out from what is current now."""
     owned(update.prod, lease.resource)
-    return replace(update, fence=lease.fence, base=ledger.generations.current(lease.resource) or "")
+    base = ledger.generations.current(lease.resource) or ""
+    if base and not (update.prod / base).is_dir():
+        if update.resume:
+            raise BadInput(
+                f"{base} of {lease.resource} is not in {update.prod}: name the folder where it lies, or begin anew "
+                "with nothing (--fresh, or resume=false)"
+            )
+        base = ""
+    return replace(update, fence=lease.fence, base=base)
 
 
 def owned(prod: Path, resource: str) -> None:
@@ -141,6 +155,7 @@ def begin(update: Update, progress: Progress) -> Facts:
     with disowned_if_refused(update.prod):
         embedder(update.model, update.embeds_on)  # what is not there is said before the work and not after it
         assigner(update.device)
+        rule_set(update.rules)
         hosts = read_whitelist(update.whitelist)
         chosen = hosts[: update.max_instances] if update.max_instances else hosts
         refuse_private(chosen, update.crawl.allow_private)
@@ -190,19 +205,19 @@ def merged(update: Update, progress: Progress) -> Facts:
         digest_of_all = staging_digest(update.staging)
         return [update.base, digest_of_all, update.model, update.rules, update.max_removed, update.as_of]
 
-    return made(update, CATALOG, asked, make)
+    return update.notes.made(CATALOG, asked, make)
 
 
 def ranked(update: Update, progress: Progress) -> Facts:
     """With it the database is finished. What ends it half way leaves it torn: then it is merged again."""
-    if not note_of(update, CATALOG):
+    if not update.notes.of(CATALOG):
         merged(update, progress)
-    found = note_of(update, CATALOG)
+    found = update.notes.known(CATALOG)
     if "ranked" not in found:
-        note_path(update, CATALOG).unlink()
+        update.notes.path(CATALOG).unlink()
         ranks = rank(update.folder / CATALOG, update.as_of, progress)
         found = {"facts": found["facts"], "key": found["key"], "ranked": ranks}
-        note(update, CATALOG, found)
+        update.notes.write(CATALOG, found)
     return dict(found["ranked"])
 
 
@@ -210,29 +225,31 @@ def index(update: Update, progress: Progress) -> Facts:
     def make() -> Facts:
         files, old = (update.folder / CATALOG, update.folder / INDEX), before(update, INDEX)
         try:
-            with beside(lambda: finished(update)):
+            with beside(lambda: finished(update, CATALOG)):
                 return build_index(*files, update.nlist, update.device, old, progress, told=True)
         except Exception:
             checked(update)  # what is wrong may be the database
             raise
 
     def asked() -> list[Any]:
-        finished(update)
-        return [sha256_of(update, CATALOG), update.base, update.nlist, update.device]
+        return [finished(update, CATALOG), update.base, update.nlist, update.device]
 
     with doubting(update):
-        return made(update, INDEX, asked, make)
+        facts = update.notes.made(INDEX, asked, make)
+        finished(update, INDEX)
+    return facts
 
 
-def finished(update: Update) -> None:
-    """The database is on the disk and bears its digest: from here on a later attempt may take it over."""
-    path = update.folder / CATALOG
-    if "sha256" not in known_of(update, CATALOG):
+def finished(update: Update, file: str) -> str:
+    """It is on the disk and bears its digest, which is returned: from here on a later attempt may take it over."""
+    path, found = update.folder / file, update.notes.known(file)
+    if "sha256" not in found:
         try:
             sync(path)
         except OSError as error:
             raise no_room(path, error) from error
-        amend(update, CATALOG, sha256=file_digest(path))
+        update.notes.amend(file, sha256=file_digest(path))
+    return str(update.notes.known(file)["sha256"])
 
 
 def similar(update: Update, progress: Progress) -> Facts:
@@ -244,31 +261,29 @@ def similar(update: Update, progress: Progress) -> Facts:
             return find_neighbours(*files, update.neighbours, before(update, SIMILAR), progress)
 
     with doubting(update):
-        return made(update, SIMILAR, lambda: [sha256_of(update, INDEX), update.base, update.neighbours], make)
+        facts = update.notes.made(SIMILAR, lambda: [finished(update, INDEX), update.base, update.neighbours], make)
+        finished(update, SIMILAR)
+    return facts
 
 
 def checked(update: Update) -> None:
-    if "checked" not in known_of(update, CATALOG):
+    if "checked" not in update.notes.known(CATALOG):
         check_catalog(update.folder / CATALOG, deep=before(update, INDEX) is None)
-        amend(update, CATALOG, checked=True)
+        update.notes.amend(CATALOG, checked=True)
 
 
 @contextmanager
 def doubting(update: Update) -> Iterator[None]:
-    """Nobody takes over a database that is damaged, nor an index of it: both are made again. Of later attempts nothing
-    is removed, for who finds this may have been frozen meanwhile."""
+    """Of a database that is damaged nothing is taken over, and neither is the index of it: both are made again."""
     try:
         yield
     except Damaged:
-        for file in (CATALOG, INDEX):
-            for path in notes_of(update, file):
-                if path.name <= note_path(update, file).name:
-                    path.unlink(missing_ok=True)
+        update.notes.forget(INDEX, CATALOG)
         raise
 
 
 @contextmanager
-def beside(work: Callable[[], None]) -> Iterator[None]:
+def beside(work: Callable[[], object]) -> Iterator[None]:
     """On a second thread. Its error comes before any other, which may be a consequence; but not before an interrupt."""
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work)
@@ -289,7 +304,7 @@ def before(update: Update, file: str) -> Path | None:
 
 def completed(update: Update, progress: Progress) -> Facts:
     """Whole, on the disk, and read-only: from here on it may be made current."""
-    about = known_of(update, INDEX)["facts"]
+    about, database = update.notes.known(INDEX)["facts"], update.notes.known(CATALOG)["facts"]
     meta = {
         "as_of": update.as_of,
         "dim": about["dim"],
@@ -297,13 +312,12 @@ def completed(update: Update, progress: Progress) -> Facts:
         "model": about["model"],
         "neighbours": update.neighbours,
         "previous": update.base or None,
-        "staging_digest": known_of(update, CATALOG)["facts"]["staging_digest"],
+        "staging_digest": database["staging_digest"],
         "total": about["total"],
     }
     with doubting(update):  # who took the other files over may have merged anew
-        finished(update)
+        digests = {file: finished(update, file) for file in FILES}
         checked(update)
-    digests = {file: sha256_of(update, file) for file in FILES}
     return {"digest": complete(update.folder, meta, digests), "total": about["total"]}
 
 
@@ -364,94 +378,5 @@ def clear_away(update: Update, ledger: Ledger, resource: str) -> list[str]:
         update.staging.rename(update.prod / f"staging-{update.name}.db")
     for suffix in ("", "-journal", "-wal", "-shm"):
         update.staging.with_name(update.staging.name + suffix).unlink(missing_ok=True)
-    shutil.rmtree(update.prod / NOTES, ignore_errors=True)
+    shutil.rmtree(update.prod / NOTED, ignore_errors=True)
     return sweep(update.prod, ledger, resource, KEPT)
-
-
-# ── what an attempt before this one has made ──────────────────────────────────────────────────────────────────────────
-
-NOTES = "made"
-FORMAT = 2  # of the files: what an older program made of them is not taken over
-
-
-def made(update: Update, file: str, asked: Callable[[], list[Any]], make: Callable[[], Facts]) -> Facts:
-    """``file`` of this attempt's own folder: taken over from an attempt that died after it had made it, or made now.
-
-    Taken over is a copy, and never the file itself: who is only frozen may still write to his. Only what is finished
-    is, and bears its digest. What it was made of and for is not ``asked`` before somebody has made one.
-    """
-    key = key_of(asked) if notes_of(update, file) else ""
-    if key and (note_of(update, file).get("key") == key or take_over(update, file, key)):
-        return dict(note_of(update, file)["facts"])
-    found: Facts = {"facts": make()}
-    found["key"] = key or key_of(asked)
-    if file != CATALOG:
-        found["sha256"] = file_digest(update.folder / file)
-    note(update, file, found)
-    return dict(found["facts"])
-
-
-def key_of(asked: Callable[[], list[Any]]) -> str:
-    return digest([FORMAT, *asked()])
-
-
-def take_over(update: Update, file: str, key: str) -> bool:
-    for path in notes_of(update, file):
-        try:
-            theirs = json.loads(path.read_bytes())
-        except FileNotFoundError:  # whoever is only frozen takes his back before he ranks
-            continue
-        if theirs["key"] != key or "sha256" not in theirs:
-            continue
-        update.folder.mkdir(exist_ok=True)
-        for left in update.folder.glob(".*"):  # half of something, or copied in vain
-            left.unlink()
-        try:
-            clone(update.prod / path.name.partition(".")[0] / file, update.folder / file, theirs["sha256"])
-        except Damaged:
-            continue
-        note(update, file, theirs)
-        return True
-    return False
-
-
-def sha256_of(update: Update, file: str) -> str:
-    return str(known_of(update, file)["sha256"])
-
-
-def note_path(update: Update, file: str) -> Path:
-    return update.prod / NOTES / f"{update.name}.{file}.json"
-
-
-def notes_of(update: Update, file: str) -> list[Path]:
-    """Of all attempts, the latest first."""
-    return sorted((update.prod / NOTES).glob(f"gen-*.{file}.json"), reverse=True)
-
-
-def note(update: Update, file: str, what: Facts) -> None:
-    write(note_path(update, file), what)
-
-
-def amend(update: Update, file: str, **more: Any) -> None:
-    note(update, file, {**known_of(update, file), **more})
-
-
-def known_of(update: Update, file: str) -> Facts:
-    """What must have been noted by now: where it is gone, a later attempt took it away."""
-    found = note_of(update, file)
-    if not found:
-        raise Conflict(f"{update.name} is out of date: a later attempt found that its {file} is damaged")
-    return found
-
-
-def note_of(update: Update, file: str) -> Facts:
-    path = note_path(update, file)
-    found: Facts = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
-
-
-def write(path: Path, what: Facts) -> None:
-    try:
-        write_atomically(path, [canonical_json(what)])
-    except OSError as error:
-        raise no_room(path, error) from error

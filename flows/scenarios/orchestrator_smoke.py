@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
@@ -71,6 +72,8 @@ def orchestrator_smoke(
         raise BadInput(f"orchestrator-smoke runs on the site 'local' alone, not on {site!r}: leave it out")
     if use_systemctl and not systemd_unit:
         raise BadInput("use_systemctl needs the name of the service: set systemd_unit")
+    if source_db and not Path(source_db).is_file():
+        raise BadInput(f"source_db: there is no database at {source_db}")
     settings = Settings(
         videos=VIDEOS[mode],
         gpu=gpu,

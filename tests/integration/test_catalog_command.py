@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -73,13 +75,16 @@ def test_an_update_says_what_it_did_and_the_catalogue_answers(catalog, words, tm
     assert f"({name}@{host})" in found.splitlines()[0]
     nobody = catalog("similar", "no-such-video")
     assert nobody.returncode == 1
-    assert nobody.stderr == "dailies: there is no video no-such-video in the catalogue: say which, as VIDEO@HOST\n"
+    assert nobody.stderr == (
+        "dailies: there is no video 'no-such-video' in the catalogue: look for it with `dailies catalog search`\n"
+    )
 
 
 def test_before_the_first_update_there_is_nothing_to_ask(catalog):
     done = catalog("search", "anything")
     assert done.returncode == 1
-    assert done.stderr == "dailies: nothing of catalog:local/catalogs/catalog is published yet: run an update first\n"
+    said = r"dailies: nothing of catalog:local/catalogs/catalog-[0-9a-f]{8} is published yet: run an update first\n"
+    assert re.fullmatch(said, done.stderr)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -114,7 +119,7 @@ def test_stopped_or_killed_it_goes_on_where_it_was(catalog, words, tmp_path, env
 def test_bad_input_is_one_line(catalog, words, tmp_path):
     for wrong, said in (
         (["--max-removed", "0.5", "--service", "sysv:x"], "service is none, systemd:UNIT or process:COMMAND"),
-        (["--rules", "mine"], "rules"),
+        (["--rules", "mine"], "there are no merge rules 'mine': choose ours or original"),
         (["--model", "word2vec"], "word2vec"),
         (["--prod", "/proc/nothing"], "/proc/nothing cannot be written"),
     ):
@@ -122,4 +127,27 @@ def test_bad_input_is_one_line(catalog, words, tmp_path):
         lines = [line for line in done.stderr.splitlines() if line.startswith("dailies:")]
         assert (done.returncode, len(lines)) == (1, 1), done.stderr
         assert said in lines[0]
+        assert "asking the hosts" not in done.stderr, "it is said before the work"
         assert "Traceback" not in done.stderr
+
+
+def test_two_folders_of_one_name_are_two_catalogues(catalog, words, tmp_path):
+    other = tmp_path / "of another" / "catalog"
+    for prod in (tmp_path / "catalog", other):
+        done = catalog(*words[:-1], str(prod))
+        assert done.returncode == 0, done.stderr
+        assert "the first that is published" in done.stdout
+    assert len({(prod / "catalog.json").read_text() for prod in (tmp_path / "catalog", other)}) == 2
+
+
+def test_where_the_folder_was_removed_a_new_catalogue_is_begun_only_if_asked_for(catalog, words, tmp_path):
+    assert catalog(*words).returncode == 0
+    shutil.rmtree(tmp_path / "catalog")
+    done = catalog(*words)
+    assert done.returncode == 1
+    assert re.search(
+        r"gen-\d+ of catalog:\S+ is not in \S+/catalog: .* or begin anew with nothing \(--fresh", done.stderr
+    )
+    again = catalog(*words, "--fresh")
+    assert again.returncode == 0, again.stderr
+    assert "videos     200 new" in again.stdout

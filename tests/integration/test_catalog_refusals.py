@@ -130,9 +130,15 @@ def refused(site, prod, database, whitelist, capfd, monkeypatch) -> Callable[...
         ("", "the whitelist {whitelist} is not JSON: it must be a list of hosts"),
         ('{"data": []}', "the whitelist {whitelist} is empty: there is nothing to crawl"),
         ('["https://a.example/"]', "the host 'https://a.example/' is a URL: write it like video.example.org"),
-        ('["a.example", "127.0.0.1"]', "the host 127.0.0.1 is a loopback address: only public hosts are crawled"),
-        ('{"data": [{"host": "localhost"}]}', "the host localhost is this machine: only public hosts are crawled"),
-        ('["10.0.0.7"]', "the host 10.0.0.7 is a private address: only public hosts are crawled"),
+        (
+            '["a.example", "127.0.0.1"]',
+            "the host 127.0.0.1 is a loopback address: only public hosts are crawled (allow_private)",
+        ),
+        (
+            '{"data": [{"host": "localhost"}]}',
+            "the host localhost is this machine: only public hosts are crawled (allow_private)",
+        ),
+        ('["10.0.0.7"]', "the host 10.0.0.7 is a private address: only public hosts are crawled (allow_private)"),
     ],
     ids=["no JSON", "nothing", "empty", "a URL", "loopback", "this machine", "private"],
 )
@@ -163,7 +169,11 @@ def cut_short(path: Path) -> None:
     ("spoil", "said"),
     [
         (Path.unlink, "there is no production database at {database}"),
-        (lambda path: shutil.rmtree(path.parent), "there is no production database at {database}"),
+        (
+            lambda path: shutil.rmtree(path.parent),
+            "gen-000001 of catalog:acme/catalogs/main is not in {prod}: name the folder where it lies, or begin anew "
+            "with nothing (--fresh, or resume=false)",
+        ),
         (pragma("user_version = 99"), "{database} has schema version 99, and this program knows version 1"),
         (
             pragma(f"application_id = {APPLICATION['staging']}"),

@@ -15,6 +15,7 @@ import pytest
 
 from dailies.catalog import crawl_stage, polite
 from dailies.catalog import update as stages
+from dailies.catalog.notes import Notes
 from dailies.catalog.update import Update
 from dailies.errors import BadInput
 from dailies.events import schemas
@@ -166,17 +167,17 @@ def forgets_how_far_it_came(patch: Patch) -> None:
 
 
 def makes_all_anew(patch: Patch) -> None:
-    patch.setattr(stages, "take_over", lambda update, file, key: False)
+    patch.setattr(Notes, "take_over", lambda *_: False)
 
 
 def makes_it_twice(patch: Patch) -> None:
-    made = stages.made
+    made = Notes.made
 
-    def again(update: Update, file: str, *more: Any) -> Facts:
-        stages.note_path(update, file).unlink(missing_ok=True)
-        return made(update, file, *more)
+    def again(notes: Notes, file: str, *more: Any) -> Facts:
+        notes.path(file).unlink(missing_ok=True)
+        return made(notes, file, *more)
 
-    patch.setattr(stages, "made", again)
+    patch.setattr(Notes, "made", again)
 
 
 def keeps_it_to_itself(patch: Patch) -> None:

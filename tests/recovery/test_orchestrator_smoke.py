@@ -98,6 +98,7 @@ def test_what_is_added_to_an_update_is_in_the_plan(monkeypatch):
         ({"site": "staging"}, "on the site 'local' alone"),
         ({"use_systemctl": True}, "set systemd_unit"),
         ({"only": "smoke,everything"}, "no part 'everything'"),
+        ({"source_db": "/nowhere/films.db"}, "source_db: there is no database at /nowhere/films.db"),
     ],
 )
 def test_what_cannot_be_played_is_refused_in_one_line(parameters, said):

@@ -28,7 +28,7 @@ from dailies.catalog.index import build_index
 from dailies.catalog.neighbours import find_neighbours
 from dailies.catalog.rank import rank
 from dailies.catalog.staging import begin_staging
-from dailies.catalog.update import write
+from dailies.catalog.notes import write
 from dailies.errors import BadInput
 at = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

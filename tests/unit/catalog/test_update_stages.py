@@ -165,7 +165,7 @@ def test_and_nobody_takes_it_over(prod: Path, spoil: Callable[[Path], None], fou
     path = run(prod, 2, "merge", "popularity")
     whole = file_digest(path)
     spoil(path.parent)
-    stages.finished(Update(prod, "", T0 + 1, fence=2, base=BASE))
+    stages.finished(Update(prod, "", T0 + 1, fence=2, base=BASE), CATALOG)
     with pytest.raises(Damaged):
         run(prod, found_by, *TO_SIMILAR)
     assert file_digest(run(prod, 4, *TO_SIMILAR)) == whole
