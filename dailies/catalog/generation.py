@@ -180,7 +180,7 @@ def check_catalog(path: Path, deep: bool = True) -> None:
     if orphans:
         faults.append(f"{len(orphans)} rows without their parent")
     if faults:
-        raise Damaged(f"{path} is damaged: {'; '.join(faults)}")
+        raise Damaged(f"{path} is damaged: {'; '.join(' '.join(fault.split()) for fault in faults)}")
 
 
 def _miscounted(database: sqlite3.Connection) -> list[str]:

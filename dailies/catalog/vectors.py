@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dailies.catalog.schema import connect
-from dailies.errors import BadInput
+from dailies.errors import BadInput, Damaged
 
 Matrix = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -108,7 +108,7 @@ class Vectors:
         lengths = np.einsum("ij,ij->i", read, read)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) <= OFF_LENGTH))  # so put, what is no number is wrong as well
         if len(wrong):
-            raise BadInput(
+            raise Damaged(
                 f"the embedding of video {rows[wrong[0]][0]} in {self.db.name} is not of length one: "
                 "delete it there, and run the embeddings again"
             )

@@ -136,6 +136,23 @@ def spoil_index(folder: Path) -> None:
         db.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
 
 
+def spoil_vector(folder: Path) -> None:
+    """To SQLite it is as good as any."""
+    with closing(sqlite3.connect(folder / "catalog.db")) as db, db:
+        db.execute("UPDATE video_embeddings SET embedding = zeroblob(length(embedding)) WHERE id = 3")
+
+
+def spoil_order(folder: Path) -> None:
+    """An id of a vector that is larger than the one behind it."""
+    path = folder / "catalog.db"
+    with closing(sqlite3.connect(path)) as db:
+        (vector,) = db.execute("SELECT embedding FROM video_embeddings WHERE id = 2").fetchone()
+    data = bytearray(path.read_bytes())
+    at = data.index(vector)
+    data[data.rindex(b"\x02\x09\x00", at - 200, at)] = 100  # the id, the length of the header, and no id in the row
+    path.write_bytes(data)
+
+
 def spoil_parents(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "catalog.db")) as db, db:
         db.execute("DELETE FROM instances")

@@ -16,7 +16,7 @@ from dailies.catalog import index
 from dailies.catalog.index import build_index, load_index, search
 from dailies.catalog.index_file import MARK, About, contents, entries
 from dailies.catalog.vectors import snapped, unkeyed, vectors_of
-from dailies.errors import BadInput, Injected, Missing, NotConfigured
+from dailies.errors import BadInput, Damaged, Injected, Missing, NotConfigured
 from tests.unit.catalog.vector_rows import clustered, nearest_by_hand, numbered, production, tell
 
 pytestmark = pytest.mark.unit
@@ -292,7 +292,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "two") as database:
         database.execute("UPDATE video_embeddings SET model_name = 'other' WHERE id = 4")
     for db, said in wrong.values():
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises((BadInput, Damaged), match=said):
             build_index(db, tmp_path / "index")
     with pytest.raises(Missing, match="no index"):
         load_index(tmp_path / "index")
