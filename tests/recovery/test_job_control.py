@@ -79,10 +79,9 @@ def test_a_canceled_job_ends_with_all_its_processes_within_two_seconds(site, hom
     assert len(ears_of(process)) == 2
     began = time.monotonic()
     site.ledger.jobs.cancel(only(site).id)
+    process.wait(20)
     eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in tree[1:]), 10)
     assert time.monotonic() - began < 2.0
-    process.wait(20)
-    assert time.monotonic() - began < 4.0, "it still tells Prefect, which takes its time on a busy machine"
     job = only(site)
     assert (job.state, job.message) == (JobState.CANCELED, "Canceled")
     assert left_behind(site, home) == []
