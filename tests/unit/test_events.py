@@ -45,6 +45,11 @@ class Listener:
                 raise Transient("the stream is down")
             self.heard.append(event)
 
+    def await_events(self, count):
+        until = time.monotonic() + 5
+        while len(self.heard) < count and time.monotonic() < until:
+            time.sleep(0.01)
+
 
 @pytest.fixture
 def ledger(tmp_path):
@@ -183,9 +188,7 @@ def test_a_ledger_that_is_away_for_a_moment_does_not_end_the_hurry(tmp_path, led
     beside.start()
     assert failed.wait(5)
     jobs = submit(ledger, 2)
-    until = time.monotonic() + 5
-    while len(first.heard) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
+    first.await_events(2)
     over.set()
     beside.join()
     assert [event.job for event in first.heard] == jobs
@@ -225,9 +228,7 @@ def test_the_first_goes_on_at_once_as_well(tmp_path, ledger):
         relay(ledger, sinks)
     beside = threading.Thread(target=hurry, args=(SqliteLedger(tmp_path / "ledger.db"), sinks, over.is_set))
     beside.start()
-    until = time.monotonic() + 5
-    while len(first.heard) < 130 and time.monotonic() < until:
-        time.sleep(0.01)
+    first.await_events(130)
     over.set()
     beside.join()
     assert [event.job for event in first.heard] == jobs
